@@ -1,0 +1,71 @@
+"""Every error that users of the toolkit can cause, as one tree.
+
+    OmniError
+    ├── MediaError              a file, buffer or array cannot be used
+    │   ├── MediaNotFoundError      no such file
+    │   ├── MediaAccessError        a directory, no permission, outside the allowed roots, network off
+    │   ├── UnsupportedMediaError   content is none of the kinds we read
+    │   ├── CorruptMediaError       truncated, empty, encrypted, no frames, non-finite samples
+    │   └── MediaLimitError         over a limit on bytes, pixels, seconds, frames or pages
+    ├── RequestError            a prompt, message or option is wrong
+    │   └── ContextLengthError      the request does not fit the context or the token budget
+    ├── AlignmentError          features and placeholders disagree
+    ├── CheckpointError         a checkpoint is missing, incomplete or not ours to read
+    │   └── ConfigError             its config has unknown, missing or contradicting fields
+    └── NotEnoughMemoryError    the model does not fit the memory that is free
+
+Each message says what was found, what was expected and what to do. The command line
+prints it as one line and exits with code 2.
+"""
+
+
+class OmniError(Exception):
+    """Base of all errors raised on purpose by this toolkit."""
+
+
+class MediaError(OmniError):
+    """A file, buffer or array cannot be used as media."""
+
+
+class MediaNotFoundError(MediaError):
+    """The path does not exist."""
+
+
+class MediaAccessError(MediaError):
+    """The source exists but may not be read: directory, permission, allowed roots, network."""
+
+
+class UnsupportedMediaError(MediaError):
+    """The content is none of the kinds of media that the toolkit reads."""
+
+
+class CorruptMediaError(MediaError):
+    """The content is damaged: truncated, empty, encrypted, no frames, non-finite samples."""
+
+
+class MediaLimitError(MediaError):
+    """The content is over one of the limits on bytes, pixels, seconds, frames or pages."""
+
+
+class RequestError(OmniError, ValueError):
+    """A prompt, a message or an option of a request is wrong."""
+
+
+class ContextLengthError(RequestError):
+    """The request does not fit the model's context or the given token budget."""
+
+
+class AlignmentError(OmniError, ValueError):
+    """Media features and placeholder tokens disagree."""
+
+
+class CheckpointError(OmniError):
+    """A checkpoint is missing, incomplete, or in a form that the toolkit does not read."""
+
+
+class ConfigError(CheckpointError, ValueError):
+    """A model config has unknown, missing or contradicting fields."""
+
+
+class NotEnoughMemoryError(OmniError, MemoryError):
+    """The model does not fit the memory that is free."""
