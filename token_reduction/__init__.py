@@ -1,0 +1,41 @@
+"""Fewer tokens from the same media: reducers for image, video and audio features.
+
+    reducer = token_reduction.build("pixel_shuffle(0.5)|evs(0.7)")
+    reducer.plan(TokenShape.full("video", (8, 24, 42))).num_tokens     # before anything runs
+    features, layout = reducer(features, TokenLayout.full("video", (8, 24, 42)))
+
+A `rate` is always the fraction of tokens that is removed.
+"""
+
+from token_reduction.base import STAGES, Chain, Reducer, Stage
+from token_reduction.baselines import Random, Uniform
+from token_reduction.evs import Evs, evs_keep_mask, evs_num_kept
+from token_reduction.identity import Identity
+from token_reduction.layout import Grid, Modality, TimeSpans, TokenLayout, TokenShape
+from token_reduction.pixel_shuffle import PixelShuffle
+from token_reduction.spec import REDUCERS, ReducerCall, build, parse
+from token_reduction.tubelet import Tubelet
+
+__all__ = [
+    "REDUCERS",
+    "STAGES",
+    "Chain",
+    "Evs",
+    "Grid",
+    "Identity",
+    "Modality",
+    "PixelShuffle",
+    "Random",
+    "Reducer",
+    "ReducerCall",
+    "Stage",
+    "TimeSpans",
+    "TokenLayout",
+    "TokenShape",
+    "Tubelet",
+    "Uniform",
+    "build",
+    "evs_keep_mask",
+    "evs_num_kept",
+    "parse",
+]

@@ -1,0 +1,175 @@
+"""The one contract of all reducers, and how they are chained.
+
+A reducer maps the features and layout of one media item to fewer features and their
+layout. How many come out follows from the shape alone, never from the data: whoever builds
+a prompt or plans memory asks `plan` and gets what `forward` will give. Batches are the
+caller's loop over items, so no item can touch another.
+"""
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from token_reduction.layout import TokenLayout, TokenShape
+
+# Where a reducer sits, in the order in which data passes.
+Stage = Literal["frames", "before_projector", "after_projector"]
+STAGES: tuple[Stage, ...] = ("frames", "before_projector", "after_projector")
+
+
+class Reducer(nn.Module, ABC):
+    """Maps (features, layout) of one media item to fewer features and their layout.
+
+    A subclass says where it sits (`stage`), how many tokens come out (`plan`) and how
+    (`reduce`). Calling the reducer runs three steps:
+
+    1. check that features and layout agree,
+    2. `reduce`,
+    3. check that the result is what `plan` promised.
+    """
+
+    stage: Stage
+
+    @abstractmethod
+    def plan(self, shape: TokenShape) -> TokenShape:
+        """The exact shape that comes out for an item of shape `shape`.
+
+        Raises:
+            ValueError: If this reducer cannot take such an item.
+        """
+
+    @abstractmethod
+    def reduce(
+        self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """Do the work; `forward` wraps it in checks."""
+
+    def num_tokens(self, shape: TokenShape) -> int:
+        """The exact number of tokens that come out for an item of shape `shape`."""
+        return self.plan(shape).num_tokens
+
+    def output_dim(self, dim: int) -> int:
+        """Width of a row that comes out when rows of width `dim` go in."""
+        return dim
+
+    def part(self, stage: Stage) -> "Reducer":
+        """What of this reducer runs at `stage`: itself, or nothing (a chain without members)."""
+        return self if self.stage == stage else Chain()
+
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """Reduce one media item.
+
+        Args:
+            features: One row per token, in the order of `layout.cells`, on any device.
+            layout: What the rows are.
+
+        Returns:
+            The reduced features and their layout; its shape equals `plan(layout.shape)`.
+
+        Raises:
+            ValueError: If features and layout disagree, or this reducer cannot take the item.
+        """
+        if len(features) != layout.shape.num_tokens:
+            raise ValueError(
+                f"Found {len(features)} feature row(s) for a layout of "
+                f"{layout.shape.num_tokens} token(s); expected one row for each token."
+            )
+        promised = self.plan(layout.shape)
+        reduced, reduced_layout = self.reduce(features, layout)
+        found = (len(reduced), reduced_layout.shape)
+        if found != (promised.num_tokens, promised):
+            raise ValueError(
+                f"{type(self).__name__} gave {found[0]} row(s) with {found[1]}; "
+                f"its plan promised {promised}. Correct its plan or its reduce method."
+            )
+        return reduced, reduced_layout
+
+
+class Chain(Reducer):
+    """Runs reducers one after another; without members it changes nothing.
+
+    Chains inside a chain are flattened. Members must come in the order of `STAGES`, because
+    that is the order in which data passes them; run a chain over several stages with `part`.
+
+    Args:
+        *members: The reducers, first to last.
+
+    Raises:
+        ValueError: If a member sits at an earlier stage than the one before it.
+    """
+
+    def __init__(self, *members: Reducer) -> None:
+        super().__init__()
+        flat: list[Reducer] = []
+        for member in members:
+            flat.extend(member.members if isinstance(member, Chain) else [member])
+        for before, after in pairwise(flat):
+            if STAGES.index(before.stage) > STAGES.index(after.stage):
+                raise ValueError(
+                    f"Found {type(before).__name__} ({before.stage}) before "
+                    f"{type(after).__name__} ({after.stage}); expected the order "
+                    f"{', '.join(STAGES)}. Swap the two."
+                )
+        self._members = nn.ModuleList(flat)
+        self.stage = flat[0].stage if flat else STAGES[0]
+
+    @property
+    def members(self) -> list[Reducer]:
+        """The reducers, first to last."""
+        return [member for member in self._members if isinstance(member, Reducer)]
+
+    def plan(self, shape: TokenShape) -> TokenShape:
+        """The shape after the last member."""
+        for member in self.members:
+            shape = member.plan(shape)
+        return shape
+
+    def output_dim(self, dim: int) -> int:
+        """The width after the last member."""
+        for member in self.members:
+            dim = member.output_dim(dim)
+        return dim
+
+    def part(self, stage: Stage) -> Reducer:
+        """The members that sit at `stage`, as a chain."""
+        return Chain(*(member for member in self.members if member.stage == stage))
+
+    def reduce(
+        self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """Run every member on what the one before it left."""
+        for member in self.members:
+            features, layout = member(features, layout)
+        return features, layout
+
+
+def check_rate(rate: float) -> float:
+    """Return `rate`, the fraction of tokens removed, if it lies in [0, 1).
+
+    Raises:
+        ValueError: If it does not, or is not a number.
+    """
+    if not 0.0 <= rate < 1.0:  # also refuses NaN
+        raise ValueError(
+            f"Found rate {rate}; expected the fraction of tokens to remove, at least 0 and below 1."
+        )
+    return float(rate)
+
+
+def check_full(shape: TokenShape, reducer: str) -> None:
+    """Refuse an item of which tokens were already pruned.
+
+    Raises:
+        ValueError: If some cell of the grid has no token.
+    """
+    if not shape.is_full:
+        t, h, w = shape.grid
+        raise ValueError(
+            f"Found {shape.num_tokens} of {t * h * w} tokens; {reducer} needs a token in every "
+            f"cell of the grid. Put it before the reducer that prunes."
+        )

@@ -1,0 +1,88 @@
+"""Tubelets: patches of consecutive frames side by side, ready for one embedding each.
+
+The tower then sees half as many patches. This is a 3-D convolution written as a re-ordering
+followed by the tower's linear video embedder.
+"""
+
+# Shape legend
+#   F = frames, T = tubelets, N = patches in a frame, n = frames in a tubelet, D = patch width
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from token_reduction.base import Reducer, Stage, check_full
+from token_reduction.layout import TokenLayout, TokenShape
+
+
+class Tubelet(Reducer):
+    """Lays the patches of `num_frames` consecutive frames side by side, in time order.
+
+    A clip whose length is not a multiple repeats its own last frame.
+
+    Args:
+        num_frames: Frames in a tubelet, at least 1.
+
+    Raises:
+        ValueError: If `num_frames` is below 1.
+    """
+
+    stage: Stage = "frames"
+
+    def __init__(self, num_frames: int = 2) -> None:
+        super().__init__()
+        if num_frames < 1:
+            raise ValueError(f"Found tubelet of {num_frames} frames; expected at least 1.")
+        self.num_frames = num_frames
+
+    def plan(self, shape: TokenShape) -> TokenShape:
+        """Steps divided by the frames in a tubelet, rounded up.
+
+        Raises:
+            ValueError: If the item is not a video, or patches were already pruned.
+        """
+        if shape.modality != "video":
+            raise ValueError(
+                f"Found {shape.modality}; tubelet takes only video. "
+                "Leave it out of the reduction of other modalities."
+            )
+        check_full(shape, "tubelet")
+        frames, h, w = shape.grid
+        tubelets = -(-frames // self.num_frames)
+        return TokenShape.full("video", (tubelets, h, w))
+
+    def output_dim(self, dim: int) -> int:
+        """Width of one row from each frame side by side."""
+        return dim * self.num_frames
+
+    def reduce(
+        self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
+    ) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """Group frames; a source cell weighs as much as it occurs in the tubelet."""
+        shape = self.plan(layout.shape)
+        num_frames = layout.shape.grid[0]
+        tubelets, h, w = shape.grid
+        n = self.num_frames
+
+        # Which frame stands in each place of each tubelet; the last one repeats.
+        frames = torch.arange(tubelets * n).clamp(max=num_frames - 1)  # (T*n,)
+
+        def group(rows: Tensor) -> Tensor:
+            by_frame = rows.reshape(num_frames, h * w, -1)[frames.to(rows.device)]
+            by_tubelet = by_frame.reshape(tubelets, n, h * w, -1).transpose(1, 2)  # (T, N, n, D)
+            return by_tubelet.reshape(tubelets * h * w, -1)  # (T*N, n*D)
+
+        members = group(torch.arange(len(features)))  # (T*N, n)
+        spans = layout.time_spans
+        if spans is not None:
+            ends = [min(start + n, num_frames) - 1 for start in range(0, num_frames, n)]
+            spans = tuple((spans[i * n][0], spans[end][1]) for i, end in enumerate(ends))
+        merged = layout.merge(
+            shape=shape,
+            cells=torch.arange(shape.num_tokens),
+            time_spans=spans,
+            group_ptr=torch.arange(shape.num_tokens + 1) * n,
+            members=members.flatten(),
+            weights=torch.full((members.numel(),), 1 / n),
+        )
+        return group(features), merged
