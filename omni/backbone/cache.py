@@ -1,0 +1,199 @@
+"""What the decoder remembers of the tokens it has read: Mamba states, keys and values.
+
+    HybridCache
+    ├── layers[i]: MambaState      conv window + state, constant size
+    ├── layers[i]: KeyValueState   keys and values, grow with the sequence
+    └── layers[i]: None            MoE and MLP layers remember nothing
+
+A snapshot costs almost nothing. Keys and values live in an append-only buffer: a snapshot remembers
+how much of it was filled, and only somebody who continues from an older point copies. Mamba states
+are written in place until a snapshot shares them; the next write then goes to a copy.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from omni.errors import RequestError
+
+MIN_CAPACITY = 64
+"""Positions of the first key buffer; each further one is twice as long, so appending is amortised."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MambaState:
+    """State of one Mamba layer, empty before the first token."""
+
+    conv_state: Float[Tensor, "batch window channels"] | None = None
+    """The last `conv_kernel - 1` real inputs of the convolution, oldest first."""
+    ssm_state: Float[Tensor, "batch heads head_dim state"] | None = None
+    """State of the recurrence, float32."""
+    shared: bool = False
+    """True while a snapshot refers to the same tensors; they must not be written to then."""
+
+    def own(self) -> None:
+        """Make the tensors safe to write to."""
+        if self.shared and self.conv_state is not None and self.ssm_state is not None:
+            self.conv_state, self.ssm_state = self.conv_state.clone(), self.ssm_state.clone()
+        self.shared = False
+
+    def fork(self) -> "MambaState":
+        """Return a second state with the same content."""
+        self.shared = True
+        return replace(self)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Keep the given batch rows, in that order."""
+        if self.conv_state is not None and self.ssm_state is not None:
+            self.conv_state, self.ssm_state = self.conv_state[rows], self.ssm_state[rows]
+            self.shared = False
+
+
+@dataclass(slots=True, kw_only=True)
+class AppendLog:
+    """A growing tensor (batch, ..., seq, ...) along `dim`, with room for more at its end."""
+
+    dim: int
+    data: Tensor | None = None
+    filled: list[int] = field(default_factory=lambda: [0])
+    """How much of `data` anybody has written: shared by all logs on the same `data`."""
+    length: int = 0
+    """How much of `data` belongs to this log."""
+
+    def append(self, new: Tensor) -> Tensor:
+        """Add `new` at the end and return a view of everything so far."""
+        end = self.length + new.shape[self.dim]
+        has_room = self.data is not None and end <= self.data.shape[self.dim]
+        if not has_room or self.filled[0] != self.length:
+            self._reallocate(new, end)
+        assert self.data is not None
+        self.data.narrow(self.dim, self.length, end - self.length).copy_(new)
+        self.length = self.filled[0] = end
+        return self.data.narrow(self.dim, 0, end)
+
+    def _reallocate(self, like: Tensor, needed: int) -> None:
+        shape = list(like.shape)
+        shape[self.dim] = max(MIN_CAPACITY, 2 * self.length, needed)
+        data = like.new_empty(shape)
+        if self.data is not None:
+            data.narrow(self.dim, 0, self.length).copy_(self.view())
+        self.data, self.filled = data, [self.length]
+
+    def view(self) -> Tensor:
+        """Everything appended so far."""
+        assert self.data is not None
+        return self.data.narrow(self.dim, 0, self.length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given batch rows, in that order."""
+        if self.data is not None:
+            self.data, self.filled = self.view()[rows], [self.length]
+
+
+@dataclass(slots=True, kw_only=True)
+class KeyValueState:
+    """Keys and values of one attention layer, each (batch, kv_heads, seq, head_dim)."""
+
+    keys: AppendLog = field(default_factory=lambda: AppendLog(dim=2))
+    values: AppendLog = field(default_factory=lambda: AppendLog(dim=2))
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values of new positions; return those of all positions."""
+        return self.keys.append(keys), self.values.append(values)
+
+    def fork(self) -> "KeyValueState":
+        """Return a second state with the same content."""
+        return KeyValueState(keys=replace(self.keys), values=replace(self.values))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given batch rows, in that order."""
+        self.keys.select(rows)
+        self.values.select(rows)
+
+
+LayerState = MambaState | KeyValueState | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """A point to which a `HybridCache` can return, any number of times."""
+
+    layers: tuple[LayerState, ...]
+    length: int
+    key_mask: AppendLog | None
+
+
+class HybridCache:
+    """Memory of a `HybridModel` between calls. It carries no gradients.
+
+    Args:
+        layer_types: Kind of each layer, as in `NemotronHConfig.layer_types`.
+    """
+
+    is_compileable = False  # read by transformers' `generate`
+
+    def __init__(self, layer_types: list[str]) -> None:
+        makers = {"linear_attention": MambaState, "full_attention": KeyValueState}
+        self.layers: list[LayerState] = [
+            makers[kind]() if kind in makers else None for kind in layer_types
+        ]
+        self.length = 0
+        self._key_mask: AppendLog | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions read so far, padding included; the same for every layer."""
+        return self.length
+
+    @property
+    def key_mask(self) -> Bool[Tensor, "batch seq"] | None:
+        """Which positions read so far are real; None when all are."""
+        return None if self._key_mask is None else self._key_mask.view()
+
+    def advance(self, seq: int, mask: Bool[Tensor, "batch seq"] | None) -> None:
+        """Count `seq` new positions, of which `mask` tells the real ones (None: all)."""
+        if mask is not None and self._key_mask is None:
+            self._key_mask = AppendLog(dim=1)
+            self._key_mask.append(mask.new_ones(mask.shape[0], self.length))
+        if self._key_mask is not None:
+            if mask is None:
+                rows = self._key_mask.view().shape[0]
+                mask = self._key_mask.view().new_ones(rows, seq)
+            self._key_mask.append(mask)
+        self.length += seq
+
+    def snapshot(self) -> CacheSnapshot:
+        """Remember the present point. Later steps do not alter the snapshot."""
+        return CacheSnapshot(
+            tuple(layer.fork() if layer is not None else None for layer in self.layers),
+            self.length,
+            replace(self._key_mask) if self._key_mask is not None else None,
+        )
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Return to a snapshot of this cache or of another one of the same model.
+
+        Raises:
+            RequestError: The snapshot has another number of layers.
+        """
+        if len(snapshot.layers) != len(self.layers):
+            raise RequestError(
+                f"The snapshot holds {len(snapshot.layers)} layers but the cache has "
+                f"{len(self.layers)}; restore snapshots only into caches of the same model."
+            )
+        self.layers = [layer.fork() if layer is not None else None for layer in snapshot.layers]
+        self.length = snapshot.length
+        mask = snapshot.key_mask
+        self._key_mask = replace(mask) if mask is not None else None
+
+    def select(self, rows: Int[Tensor, " rows"] | list[int]) -> None:
+        """Keep the given batch rows, in that order; a row may appear several times."""
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        for layer in (*self.layers, self._key_mask):
+            if layer is not None:
+                layer.select(rows)
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " rows"]) -> None:
+        """Name of `select` in transformers' beam search."""
+        self.select(beam_idx)

@@ -1,0 +1,142 @@
+"""The Mamba-2 layer: projection, short causal convolution, recurrence, gated norm, projection."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import NemotronHConfig
+
+from omni.backbone.cache import MambaState
+from omni.backbone.layers import GatedRMSNorm, find_activation
+from omni.backbone.ssd import ssd_scan, ssd_step
+
+
+class CausalConv(nn.Module):
+    """Depthwise convolution over the last `kernel_size` positions, channels last."""
+
+    def __init__(self, channels: int, kernel_size: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq channels"],
+        window: Float[Tensor, "batch window channels"] | None = None,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq channels"]:
+        """Convolve `x`, preceded by `window` (zeros if None), without crossing segments.
+
+        `segment_ids` must be different for every segment of a row, as `number_runs` makes them.
+        """
+        seq, kernel_size = x.shape[1], self.weight.shape[-1]
+        padded = (
+            F.pad(x, (0, 0, kernel_size - 1, 0)) if window is None else torch.cat([window, x], 1)
+        )
+        taps = self.weight.squeeze(1).unbind(-1)  # oldest first
+        y = x * taps[-1] if self.bias is None else torch.addcmul(self.bias, x, taps[-1])
+        for lag in range(1, kernel_size):
+            start = kernel_size - 1 - lag
+            delayed = padded[:, start : start + seq]
+            if segment_ids is not None:
+                same = segment_ids[:, lag:] == segment_ids[:, :-lag]
+                delayed = delayed * F.pad(same, (min(lag, seq), 0))[..., None]
+            y = torch.addcmul(y, delayed, taps[-1 - lag])
+        return y
+
+
+class MambaMixer(nn.Module):
+    """Mamba-2 (arXiv 2405.21060).
+
+    1. `in_proj` gives gate, convolution input (x, B, C) and step size for each position.
+    2. A short causal convolution mixes neighbouring positions.
+    3. The recurrence of `ssd.py` mixes over all distances.
+    4. Gate, normalise, project back.
+    """
+
+    def __init__(self, config: NemotronHConfig) -> None:
+        super().__init__()
+        self.head_dim = config.mamba_head_dim
+        self.num_groups = config.n_groups
+        self.inner_size = config.mamba_num_heads * config.mamba_head_dim
+        self.group_size = config.n_groups * config.ssm_state_size
+        self.num_heads = config.mamba_num_heads
+        conv_size = self.inner_size + 2 * self.group_size
+        # transformers clamps from `time_step_min` and reads no limit; the config's own limit is
+        # (0, inf) wherever published, so honouring both is the same model.
+        lower, upper = config.time_step_limit
+        self.time_step_limit = (max(lower, config.time_step_min), upper)
+
+        self.in_proj = nn.Linear(
+            config.hidden_size, self.inner_size + conv_size + self.num_heads, bias=config.use_bias
+        )
+        self.conv1d = CausalConv(conv_size, config.conv_kernel, bias=config.use_conv_bias)
+        self.activation = find_activation(config.mamba_hidden_act)
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads))
+        self.D = nn.Parameter(torch.empty(self.num_heads))
+        self.norm = GatedRMSNorm(
+            self.inner_size, num_groups=config.n_groups, eps=config.layer_norm_epsilon
+        )
+        self.out_proj = nn.Linear(self.inner_size, config.hidden_size, bias=config.use_bias)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "batch seq hidden"],
+        mask: Bool[Tensor, "batch seq"] | None = None,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
+        state: MambaState | None = None,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Mix the positions of each row.
+
+        Args:
+            hidden_states: Input.
+            mask: True where a position is real. In each row the real positions come first, so that
+                padding cannot reach them; the mask only keeps it out of `state`.
+            segment_ids: Packed sequences, not together with `state`.
+            state: Continues from here and is brought up to date.
+        """
+        conv_size = self.inner_size + 2 * self.group_size
+        gate, conv_input, dt = self.in_proj(hidden_states).split(
+            [self.inner_size, conv_size, self.num_heads], dim=-1
+        )
+        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
+        if mask is not None and state is not None:
+            dt = dt * mask[..., None]
+
+        window = state.conv_state if state is not None else None
+        mixed = self.activation(self.conv1d(conv_input, window, segment_ids))
+        x, B, C = mixed.split([self.inner_size, self.group_size, self.group_size], dim=-1)
+        x = x.unflatten(-1, (self.num_heads, self.head_dim))
+        B = B.unflatten(-1, (self.num_groups, -1))
+        C = C.unflatten(-1, (self.num_groups, -1))
+        A = -self.A_log.float().exp()
+
+        if state is None:
+            y, _ = ssd_scan(x, dt, A, B, C, self.D, segment_ids=segment_ids)
+        else:
+            state.own()
+            state.conv_state = self._next_window(conv_input, window, mask)
+            if x.shape[1] == 1 and state.ssm_state is not None:
+                token = (t.squeeze(1) for t in (x, dt))
+                directions = (t.squeeze(1) for t in (B, C))
+                y = ssd_step(*token, A, *directions, self.D, state.ssm_state).unsqueeze(1)
+            else:
+                y, state.ssm_state = ssd_scan(x, dt, A, B, C, self.D, initial_state=state.ssm_state)
+        return self.out_proj(self.norm(y.flatten(2), gate))
+
+    def _next_window(
+        self,
+        conv_input: Float[Tensor, "batch seq channels"],
+        window: Float[Tensor, "batch window channels"] | None,
+        mask: Bool[Tensor, "batch seq"] | None,
+    ) -> Float[Tensor, "batch window channels"]:
+        """Return the last `conv_kernel - 1` real inputs of each row."""
+        size = self.conv1d.weight.shape[-1] - 1
+        if window is None:
+            window = conv_input.new_zeros(conv_input.shape[0], size, conv_input.shape[2])
+        seen = torch.cat([window, conv_input], dim=1)
+        if mask is None:
+            return seen[:, seen.shape[1] - size :].clone()
+        ends = mask.sum(1)[:, None] + torch.arange(size, device=mask.device)
+        return seen.gather(1, ends[..., None].expand(-1, -1, seen.shape[2]))

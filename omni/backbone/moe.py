@@ -1,0 +1,146 @@
+"""Mixture of experts: a router picks a few of many MLPs for each token.
+
+Letters: t tokens, k experts chosen per token, e experts, d width of the experts' input.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import NemotronHConfig
+
+from omni.backbone.layers import MLP, find_activation
+from omni.errors import ConfigError
+
+
+class Router(nn.Module):
+    """Choose experts by sigmoid score plus a correction bias that balances their load.
+
+    The bias only takes part in the choice; the weights are the scores themselves. It stays float32
+    when the model is cast, since the steps by which it is trained are below bfloat16's resolution.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: NemotronHConfig) -> None:
+        super().__init__()
+        num_experts = config.n_routed_experts
+        if num_experts % config.n_group:
+            raise ConfigError(
+                f"n_routed_experts is {num_experts}, which n_group {config.n_group} does not "
+                "divide; experts are chosen from groups of equal size."
+            )
+        self.num_experts_per_tok = config.num_experts_per_tok
+        self.num_groups = config.n_group
+        self.num_groups_per_tok = config.topk_group
+        self.normalise = config.norm_topk_prob
+        self.scale = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(num_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(num_experts))
+
+    def forward(
+        self, x: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "tokens chosen"], Int[Tensor, "tokens chosen"]]:
+        """Return weight (float32) and index of the experts chosen for each token."""
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        chosen = self._choose(scores.detach() + self.e_score_correction_bias)
+        weights = scores.gather(1, chosen)
+        if self.normalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * self.scale, chosen
+
+    def _choose(self, scores: Float[Tensor, "tokens experts"]) -> Int[Tensor, "tokens chosen"]:
+        if self.num_groups_per_tok < self.num_groups:
+            # Only experts of the best groups compete; a group is as good as its two best experts.
+            grouped = scores.unflatten(1, (self.num_groups, -1))  # (t, groups, e / groups)
+            quality = grouped.topk(2, dim=-1).values.sum(-1)
+            best = quality.topk(self.num_groups_per_tok, dim=-1).indices
+            competing = torch.zeros_like(quality, dtype=torch.bool).scatter_(1, best, True)
+            scores = grouped.masked_fill(~competing[..., None], -torch.inf).flatten(1)
+        return scores.topk(self.num_experts_per_tok, dim=-1, sorted=False).indices
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        moved = self.e_score_correction_bias
+        if moved.dtype != torch.float32:
+            self.e_score_correction_bias = kept.to(device=moved.device, dtype=torch.float32)
+        return self
+
+
+class Experts(nn.Module):
+    """The experts' weights, stacked, applied to the tokens routed to them."""
+
+    def __init__(self, config: NemotronHConfig) -> None:
+        super().__init__()
+        width = config.moe_latent_size or config.hidden_size
+        shape = (config.n_routed_experts, config.moe_intermediate_size, width)
+        self.up_proj = nn.Parameter(torch.empty(shape))
+        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1]))
+        self.activation = find_activation(config.mlp_hidden_act)
+
+    def forward(
+        self,
+        x: Float[Tensor, "tokens width"],
+        weights: Float[Tensor, "tokens chosen"],
+        chosen: Int[Tensor, "tokens chosen"],
+    ) -> Float[Tensor, "tokens width"]:
+        """Return the weighted sum of the chosen experts for each token.
+
+        1. Sort the (token, expert) pairs by expert, so that each expert's tokens are neighbours.
+        2. Run each expert that has tokens on its stretch.
+        3. Weight the results and add them up per token.
+        """
+        order = chosen.flatten().argsort()  # (t k,)
+        tokens = order // chosen.shape[1]
+        counts = torch.bincount(chosen.flatten(), minlength=self.up_proj.shape[0]).tolist()
+        stretches = x[tokens].split(counts)
+
+        # Gradients of `unbind` are stacked once; those of indexing would each fill a full tensor.
+        training = torch.is_grad_enabled()
+        up = self.up_proj.unbind() if training else self.up_proj
+        down = self.down_proj.unbind() if training else self.down_proj
+        results = torch.cat(
+            [
+                F.linear(self.activation(F.linear(stretch, up[e])), down[e])
+                for e, stretch in enumerate(stretches)
+                if counts[e]
+            ]
+        )
+
+        weighted = results * weights.flatten()[order, None]
+        total = torch.zeros(x.shape, dtype=weighted.dtype, device=x.device)
+        return total.index_add(0, tokens, weighted).to(x.dtype)
+
+
+class MoE(nn.Module):
+    """Routed experts, optionally in a narrower latent space, plus a shared expert for every token."""
+
+    def __init__(self, config: NemotronHConfig) -> None:
+        super().__init__()
+        hidden_size, latent_size = config.hidden_size, config.moe_latent_size
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = MLP(
+            hidden_size,
+            config.moe_shared_expert_intermediate_size,
+            bias=config.mlp_bias,
+            activation=config.mlp_hidden_act,
+        )
+        self.fc1_latent_proj: nn.Module = nn.Identity()
+        self.fc2_latent_proj: nn.Module = nn.Identity()
+        if latent_size is not None:
+            self.fc1_latent_proj = nn.Linear(hidden_size, latent_size, bias=config.mlp_bias)
+            self.fc2_latent_proj = nn.Linear(latent_size, hidden_size, bias=config.mlp_bias)
+
+    def forward(
+        self, hidden_states: Float[Tensor, "batch seq hidden"]
+    ) -> Float[Tensor, "batch seq hidden"]:
+        """Return the sum of routed and shared experts for each position."""
+        x = hidden_states.flatten(0, 1)
+        weights, chosen = self.gate(x)
+        routed = self.fc2_latent_proj(self.experts(self.fc1_latent_proj(x), weights, chosen))
+        return (routed + self.shared_experts(x)).view_as(hidden_states)
