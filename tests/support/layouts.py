@@ -1,0 +1,50 @@
+"""Media items for reducer tests: shapes to draw from, features to push through."""
+
+from itertools import pairwise
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from token_reduction import TokenLayout, TokenShape
+
+sides = st.integers(1, 6)
+rates = st.floats(0.0, 1.0, exclude_max=True) | st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.75])
+videos = st.builds(
+    lambda t, h, w: TokenShape.full("video", (t, h, w)), st.integers(1, 7), sides, sides
+)
+images = st.builds(lambda h, w: TokenShape.full("image", (1, h, w)), sides, sides)
+sounds = st.builds(lambda t: TokenShape.full("audio", (t, 1, 1)), st.integers(1, 40))
+shapes = videos | images | sounds
+
+
+def full_layout(shape: TokenShape) -> TokenLayout:
+    """The un-reduced layout of a shape, half a second to a step where there is time."""
+    steps = shape.grid[0]
+    spans = None if shape.modality == "image" else tuple((i / 2, i / 2 + 0.5) for i in range(steps))
+    return TokenLayout.full(shape.modality, shape.grid, spans)
+
+
+def features_for(shape: TokenShape, *, dim: int = 5, seed: int = 0, ties: bool = False) -> Tensor:
+    """Rows for a shape; with `ties` they come from so few values that many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (shape.num_tokens, dim)
+    if ties:
+        return torch.randint(-1, 2, size, generator=generator).float()
+    return torch.randn(size, generator=generator)
+
+
+def provenance(layout: TokenLayout) -> list[dict[int, float]]:
+    """For every token {source cell: weight}."""
+    ptr = layout.source_ptr.tolist()
+    cells, weights = layout.source_cells.tolist(), layout.source_weights.tolist()
+    return [dict(zip(cells[a:b], weights[a:b], strict=True)) for a, b in pairwise(ptr)]
+
+
+def assert_same_layout(left: TokenLayout, right: TokenLayout) -> None:
+    """Two layouts agree in every field."""
+    assert left.shape == right.shape
+    assert left.time_spans == right.time_spans
+    assert left.source_grid == right.source_grid
+    for name in ("cells", "source_ptr", "source_cells", "source_weights"):
+        torch.testing.assert_close(getattr(left, name), getattr(right, name))
