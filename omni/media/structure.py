@@ -1,0 +1,112 @@
+"""Files that end before their own header says they do, found without decoding.
+
+Decoders often read such a file up to the cut and report success; we refuse instead.
+"""
+
+from typing import BinaryIO
+
+from omni.errors import CorruptMediaError
+from omni.media.source import Source
+
+MAX_BOXES = 1_000_000
+STREAMED_WAV_BYTES = 0x7FFFF000  # writers to a pipe put this or more where the size is unknown
+PDF_TAIL_BYTES = 65_536
+OGG_TAIL_BYTES = 2 * 65_307  # the largest page, twice
+
+
+def check_complete(source: Source) -> None:
+    """Compare the sizes that a container announces with the bytes that are there.
+
+    Raises:
+        CorruptMediaError: if the file ends early; names both numbers.
+    """
+    with source.open() as file:
+        head = file.read(12)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+            end = _mp4_end(file, source.num_bytes)
+        elif head[:4] == b"\x1aE\xdf\xa3":
+            end = _matroska_end(file)
+        elif head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+            end = _wav_end(file, source.num_bytes)
+        elif head[:4] == b"RIFF":
+            end = 8 + int.from_bytes(head[4:8], "little") if head[4:8] != bytes(4) else 0
+        elif head[:4] == b"OggS":
+            end = _ogg_end(file, source.num_bytes)
+        elif head[:4] == b"%PDF":
+            file.seek(max(source.num_bytes - PDF_TAIL_BYTES, 0))
+            tail = file.read()
+            end = 0 if b"%%EOF" in tail or b"startxref" in tail else source.num_bytes + 1
+        else:
+            return
+    if end > source.num_bytes:
+        raise CorruptMediaError(
+            f"{source.name}: found {source.num_bytes:,} bytes, expected at least {end:,}: the "
+            "file ends early; copy or download it again"
+        )
+
+
+def _mp4_end(file: BinaryIO, num_bytes: int) -> int:
+    """End of the last top-level box (ISO 14496-12, 4.2)."""
+    offset = 0
+    for _ in range(MAX_BOXES):
+        file.seek(offset)
+        header = file.read(16)
+        if len(header) < 8 or not header[4:8].isascii():
+            break
+        size = int.from_bytes(header[:4], "big")
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        if size < 8:  # 0: up to the end of the file; else not a box
+            break
+        offset += size
+        if offset > num_bytes:
+            break
+    return offset
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    """End of the segment (RFC 8794); 0 if it has no known size."""
+    file.seek(4)
+    header = _ebml_size(file)
+    if header is None:
+        return 0
+    file.seek(header, 1)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return 0
+    size = _ebml_size(file)
+    return 0 if size is None else file.tell() + size
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    length = 9 - first[0].bit_length()
+    rest = file.read(length - 1)
+    value = int.from_bytes(first + rest, "big") & ((1 << 7 * length) - 1)
+    return None if value == (1 << 7 * length) - 1 else value  # all ones: not known
+
+
+def _wav_end(file: BinaryIO, num_bytes: int) -> int:
+    """End of the samples; 0 if the writer did not know it."""
+    offset = 12
+    while offset + 8 <= num_bytes:
+        file.seek(offset)
+        header = file.read(8)
+        size = int.from_bytes(header[4:], "little")
+        if header[:4] == b"data":
+            return 0 if size >= STREAMED_WAV_BYTES else offset + 8 + size
+        offset += 8 + size + size % 2
+    return offset if offset > num_bytes else 0
+
+
+def _ogg_end(file: BinaryIO, num_bytes: int) -> int:
+    """End of the last page (RFC 3533, 6)."""
+    start = max(num_bytes - OGG_TAIL_BYTES, 0)
+    file.seek(start)
+    tail = file.read()
+    page = tail.rfind(b"OggS")
+    if page < 0 or page + 27 > len(tail):
+        return num_bytes + 1 if page >= 0 else 0
+    lacing = tail[page + 27 : page + 27 + tail[page + 26]]
+    return start + page + 27 + tail[page + 26] + sum(lacing)
