@@ -1,0 +1,1 @@
+"""Sound: log-mel features and the Parakeet tower."""

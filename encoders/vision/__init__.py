@@ -1,0 +1,1 @@
+"""Pictures: grids and patches, and the towers that read them."""

@@ -323,6 +323,22 @@ def patchify(
     return patches.reshape(images, rows * columns, channels * patch_size**2)
 
 
+def unpatchify(
+    patches: Float[Tensor, "images patches values"], grid: tuple[int, int], patch_size: int
+) -> Float[Tensor, "images channels height width"]:
+    """Put patches back together; the inverse of `patchify`.
+
+    Args:
+        patches: Rows of each image, as many as the grid holds.
+        grid: `(grid_height, grid_width)` in patches.
+        patch_size: Side of a patch in pixels.
+    """
+    rows, columns = grid
+    pixels = patches.reshape(len(patches), rows, columns, -1, patch_size, patch_size)
+    pixels = pixels.permute(0, 3, 1, 4, 2, 5)  # (images, channels, rows, y, columns, x)
+    return pixels.reshape(len(patches), -1, rows * patch_size, columns * patch_size)
+
+
 def _check_size(height: int, width: int) -> None:
     if height < 1 or width < 1:
         raise ValueError(f"An image must be at least 1x1 pixel, found {height}x{width}.")
