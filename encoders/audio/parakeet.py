@@ -91,8 +91,9 @@ def init_small_audio_tower(tower: nn.Module) -> None:
     for module in tower.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             # Dense 2-D convolutions feed a ReLU, which halves the power; depthwise ones do not.
-            feeds_relu = isinstance(module, nn.Conv2d) and module.groups == 1
-            nonlinearity = "relu" if feeds_relu else "linear"
-            nn.init.kaiming_normal_(module.weight, nonlinearity=nonlinearity)
+            if isinstance(module, nn.Conv2d) and module.groups == 1:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
