@@ -210,7 +210,7 @@ def _from_unknown(
 def _load_video(source: Source, limits: MediaLimits, video_backend: VideoBackend) -> Video:
     timeline = probe(source, limits)
     reader: FrameReader = (
-        DecordReader(source, timeline.info)
+        DecordReader(source, timeline)
         if video_backend == "decord"
         else PyAVReader(source, timeline, limits)
     )

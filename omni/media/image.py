@@ -1,7 +1,5 @@
 """Still pictures: files, arrays and tensors -> RGB bytes, upright, over white."""
 
-"white."
-
 import struct
 import warnings
 from collections.abc import Iterator
@@ -101,7 +99,7 @@ def image_from_array(
         CorruptMediaError: if it is empty or has values that are not finite.
         MediaLimitError: if it has more than `limits.max_pixels`.
     """
-    values = array.detach().cpu().float().numpy() if _is_half(array) else np.asarray(_on_cpu(array))
+    values = to_numpy(array)
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim == 3 and values.shape[2] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
@@ -251,9 +249,9 @@ def _pillow_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _is_half(array: np.ndarray | Tensor) -> bool:
-    return isinstance(array, Tensor) and array.dtype in (torch.bfloat16, torch.float16)
-
-
-def _on_cpu(array: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    return array.detach().cpu() if isinstance(array, Tensor) else array
+def to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
+    """Copy to the CPU where needed; half-precision types, which NumPy lacks, become float32."""
+    if not isinstance(array, Tensor):
+        return np.asarray(array)
+    array = array.detach().cpu()
+    return array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()

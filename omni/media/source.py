@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from omni.errors import CorruptMediaError, MediaAccessError, MediaNotFoundError
 from omni.media.limits import MediaLimits, refuse_above
@@ -248,10 +248,3 @@ def _access_error(name: str, error: Exception) -> MediaAccessError | MediaNotFou
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
-
-
-def is_encoded(source: object) -> bool:
-    """Whether `open_source` takes it (as against arrays and PIL images)."""
-    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or callable(
-        getattr(cast(object, source), "read", None)
-    )

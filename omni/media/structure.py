@@ -11,6 +11,7 @@ from omni.media.source import Source
 MAX_BOXES = 1_000_000
 STREAMED_WAV_BYTES = 0x7FFFF000  # writers to a pipe put this or more where the size is unknown
 PDF_TAIL_BYTES = 65_536
+MP3_HEADER_BYTES = 256  # the header lies behind at most 36 bytes of the first frame
 OGG_TAIL_BYTES = 2 * 65_307  # the largest page, twice
 
 
@@ -32,6 +33,8 @@ def check_complete(source: Source) -> None:
             end = 8 + int.from_bytes(head[4:8], "little") if head[4:8] != bytes(4) else 0
         elif head[:4] == b"OggS":
             end = _ogg_end(file, source.num_bytes)
+        elif head[:3] == b"ID3" or (head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
+            end = _mp3_end(file, head)
         elif head[:4] == b"%PDF":
             file.seek(max(source.num_bytes - PDF_TAIL_BYTES, 0))
             tail = file.read()
@@ -110,3 +113,20 @@ def _ogg_end(file: BinaryIO, num_bytes: int) -> int:
         return num_bytes + 1 if page >= 0 else 0
     lacing = tail[page + 27 : page + 27 + tail[page + 26]]
     return start + page + 27 + tail[page + 26] + sum(lacing)
+
+
+def _mp3_end(file: BinaryIO, head: bytes) -> int:
+    """End of the stream by the Xing or Info header of its first frame; 0 without one."""
+    start = 0
+    if head[:3] == b"ID3":
+        start = 10 + sum(
+            (byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)
+        )
+    file.seek(start)
+    frame = file.read(MP3_HEADER_BYTES)
+    header = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if header < 0 or len(frame) < header + 16 or not frame[header + 7] & 0b10:
+        return 0
+    has_frame_count = frame[header + 7] & 0b01
+    offset = header + 8 + (4 if has_frame_count else 0)
+    return start + int.from_bytes(frame[offset : offset + 4], "big")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omni.errors import CorruptMediaError, RequestError, UnsupportedMediaError
 from omni.media.audio import Audio
-from omni.media.image import bytes_from_values
+from omni.media.image import bytes_from_values, to_numpy
 from omni.media.limits import MediaLimits, refuse_above
 
 # floor(duration * fps) must not lose a frame to a container which rounds times to milliseconds
@@ -271,7 +271,7 @@ def video_from_array(
         CorruptMediaError: if there are no frames.
         MediaLimitError: if it is over the limits.
     """
-    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    values = to_numpy(array)
     if values.ndim == 4 and values.shape[3] != 3 and values.shape[1] == 3:
         values = values.transpose(0, 2, 3, 1)
     if values.ndim != 4 or values.shape[3] != 3:

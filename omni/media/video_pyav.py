@@ -230,9 +230,15 @@ def _count_frames(source: Source, limits: MediaLimits) -> int:
 
 
 def _decode(
-    container: InputContainer, limits: MediaLimits, seek: int | None = None
+    container: InputContainer,
+    limits: MediaLimits,
+    seek: int | None = None,
+    wanted_pts: frozenset[int] | None = None,
 ) -> Iterator[VideoFrame]:
-    """Decode frames in order of presentation, from the keyframe at tick `seek` or the start."""
+    """Decode frames in order of presentation, from the keyframe at tick `seek` or the start.
+
+    With `wanted_pts`, frames at other times are left out where nothing refers to them.
+    """
     stream = first_video_stream(container)
     assert stream is not None
     stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
@@ -242,6 +248,9 @@ def _decode(
     if seek is not None:
         container.seek(seek, stream=stream, backward=True)
     for packet in container.demux(stream):
+        if wanted_pts is not None and packet.size > 0:
+            needed = packet.pts is None or packet.pts in wanted_pts
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         yield from packet.decode()
 
 
@@ -299,7 +308,9 @@ class PyAVReader:
         """Yield the frames of a run; fewer if the stream ends or skips one."""
         wanted = iter(run)
         target = next(wanted)
-        for number, frame in enumerate(_decode(container, self._limits, seek)):
+        pts = self._timeline.pts
+        wanted_pts = None if pts is None else frozenset(pts[list(run)].tolist())
+        for number, frame in enumerate(_decode(container, self._limits, seek, wanted_pts)):
             index = self._index(number, frame)
             if index < target:
                 continue
