@@ -19,7 +19,7 @@ from torch import Tensor
 from omni.errors import RequestError
 
 MIN_CAPACITY = 64
-"""Positions of the first key buffer; each further one is twice as long, so appending is amortised."""
+"""Positions of the first key buffer; each further one is twice as long, so copies are rare."""
 
 
 @dataclass(slots=True, kw_only=True)

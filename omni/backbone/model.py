@@ -195,7 +195,7 @@ class HybridModel(HybridPreTrainedModel):
     def __init__(self, config: NemotronHConfig) -> None:
         super().__init__(config)
         check_config(config)
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([HybridBlock(config, kind) for kind in config.layer_types])
         self.norm_f = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.post_init()

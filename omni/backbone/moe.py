@@ -117,7 +117,7 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts, optionally in a narrower latent space, plus a shared expert for every token."""
+    """Routed experts, optionally in a narrower latent space, plus an expert for all tokens."""
 
     def __init__(self, config: NemotronHConfig) -> None:
         super().__init__()

@@ -1,27 +1,29 @@
-"""The state space recurrence of Mamba-2, and the chunked scan that computes it with matrix products.
+"""The recurrence of Mamba-2, and the chunked scan that computes it with matrix products.
 
-Each head h of group g keeps a state S of shape (head_dim, state) and reads one token after the other
-(Dao & Gu, "Transformers are SSMs", arXiv 2405.21060):
+Each head h of group g keeps a state S of shape (head_dim, state) and reads one token after the
+other (Dao & Gu, "Transformers are SSMs", arXiv 2405.21060):
 
     S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T          y_t = S_t C_t + D x_t
 
 `A`, `D` and `dt_t` are scalars of the head; `B_t` and `C_t` belong to the group, so all its heads
 share them. `ssd_reference` is that loop, `ssd_step` one turn of it, and `ssd_scan` the fast form.
 
-Packing: where `segment_ids` changes from one position to the next, the state starts again from zero.
+Packing: where `segment_ids` changes from one position to the next, the state starts from zero.
 A position with dt = 0 leaves the state exactly as it is; that is how padding is skipped.
 
 Letters: b batch, t and j positions, c chunk, q position within a chunk, g group, r head within its
 group (h = g r), p head_dim, n state.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-DEFAULT_CHUNK_SIZE = 64
-"""Positions handled by one matrix product. Any value gives the same result; 32-64 is fastest on a CPU."""
+MAX_CHUNK_SIZE = 64
+"""Most positions in one matrix product. Any value gives the same result; 32-64 suits a CPU."""
 
 
 def ssd_scan(
@@ -34,13 +36,14 @@ def ssd_scan(
     *,
     initial_state: Float[Tensor, "batch heads head_dim state"] | None = None,
     segment_ids: Int[Tensor, "batch seq"] | None = None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "batch seq heads head_dim"], Float[Tensor, "batch heads head_dim state"]]:
     """Run the recurrence over a sequence, chunk by chunk.
 
-    Inside a chunk the recurrence is unrolled into one masked product, as in attention; between chunks
-    only the state is carried. Everything is laid out with the position last, (b, c, g, r p, q), so
-    that the products with B and C run once per group and never repeat them for each head.
+    Inside a chunk the recurrence is unrolled into one masked product, as in attention; between
+    chunks only the state is carried. Everything is laid out with the position last,
+    (b, c, g, r p, q), so that the products with B and C run once per group and never repeat them
+    for each head.
 
     Args:
         x: Inputs of the heads.
@@ -52,18 +55,18 @@ def ssd_scan(
         initial_state: State before the first position; zero by default. It belongs to the segment
             of the first position.
         segment_ids: Packed sequences; a new value starts a new sequence.
-        chunk_size: Positions per chunk.
+        chunk_size: Positions per chunk; by default at most `MAX_CHUNK_SIZE` and all nearly equal.
 
     Returns:
         Outputs in the dtype of `x`, and the state after the last position, both computed in at
         least float32.
     """
     batch, seq, heads, head_dim = x.shape
-    groups, num_states = B.shape[2:]
+    groups = B.shape[2]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    q = min(chunk_size, seq)
-    pad = -seq % q
-    c = (seq + pad) // q
+    q = min(chunk_size, seq) if chunk_size else math.ceil(seq / math.ceil(seq / MAX_CHUNK_SIZE))
+    c = math.ceil(seq / q)
+    pad = c * q - seq
     group_shape = (batch, c, groups, heads // groups)
 
     # 0. Cut into chunks, position last. The padded tail has dt = 0.
