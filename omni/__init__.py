@@ -1,0 +1,119 @@
+"""Omni models: audio, image, video and text in, text out.
+
+    import omni
+    assistant = omni.load()
+    print(assistant.ask("What is this?", "photo.jpg"))
+
+What users need is importable from here; heavy modules are loaded on first use.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omni.errors import (
+    AlignmentError,
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    CorruptMediaError,
+    MediaAccessError,
+    MediaError,
+    MediaLimitError,
+    MediaNotFoundError,
+    NotEnoughMemoryError,
+    OmniError,
+    RequestError,
+    UnsupportedMediaError,
+)
+
+if TYPE_CHECKING:
+    from omni.assistant import Assistant, Reply
+    from omni.config import OmniConfig
+    from omni.generation import GenerationOptions
+    from omni.inputs import OmniInputs
+    from omni.ledger import Ledger
+    from omni.media import MediaLimits, load_media
+    from omni.model import OmniModel
+    from omni.planning import MediaOptions
+    from omni.processor import OmniProcessor
+
+try:
+    __version__ = version("omni-toolkit")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Assistant": "omni.assistant",
+    "Reply": "omni.assistant",
+    "OmniConfig": "omni.config",
+    "GenerationOptions": "omni.generation",
+    "OmniInputs": "omni.inputs",
+    "Ledger": "omni.ledger",
+    "MediaLimits": "omni.media",
+    "load_media": "omni.media",
+    "OmniModel": "omni.model",
+    "MediaOptions": "omni.planning",
+    "OmniProcessor": "omni.processor",
+}
+
+__all__ = [
+    "AlignmentError",
+    "Assistant",
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "CorruptMediaError",
+    "GenerationOptions",
+    "Ledger",
+    "MediaAccessError",
+    "MediaError",
+    "MediaLimitError",
+    "MediaLimits",
+    "MediaNotFoundError",
+    "MediaOptions",
+    "NotEnoughMemoryError",
+    "OmniConfig",
+    "OmniError",
+    "OmniInputs",
+    "OmniModel",
+    "OmniProcessor",
+    "Reply",
+    "RequestError",
+    "UnsupportedMediaError",
+    "__version__",
+    "load",
+    "load_media",
+]
+
+
+def load(path_or_id: str | Path | None = None, **options: Any) -> "Assistant":
+    """Load a checkpoint and get an assistant.
+
+    Args:
+        path_or_id: A directory or a hub id; None is the embedded checkpoint, ``omni-tiny``.
+        options: ``device``, ``dtype``, ``device_map``, ``revision``; ``limits``,
+            ``allowed_roots`` and ``allow_network`` of the media gateway.
+
+    Returns:
+        An `Assistant`.
+
+    Raises:
+        CheckpointError: Files missing or not ours to read.
+        NotEnoughMemoryError: The model does not fit; the message has both numbers.
+    """
+    from omni.assistant import Assistant
+
+    return Assistant.from_pretrained(path_or_id, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first used."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'omni' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -198,6 +198,11 @@ class OmniConfig(PreTrainedConfig):
         return self.video_temporal_patch_size or 1
 
     @property
+    def merge_size(self) -> int:
+        """Patches per side that pixel shuffle joins to one token (2 for a ratio of 0.5)."""
+        return round(1 / self.downsample_ratio)
+
+    @property
     def has_audio(self) -> bool:
         """Whether the model has an audio tower."""
         return self.audio_config is not None

@@ -1,0 +1,375 @@
+"""The toolkit's front door: load a checkpoint, ask about files, stream, chat, plan."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from omni.checkpoint import resolve_checkpoint
+from omni.encoding import StageTimes
+from omni.errors import ContextLengthError
+from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
+from omni.inputs import OmniInputs, collate
+from omni.ledger import Ledger, add_times, make_evidence, make_ledger
+from omni.model import OmniModel
+from omni.planning import MediaOptions
+from omni.processor import OmniProcessor
+from omni.prompt import Message
+
+EMBEDDED_MODEL = "omni-tiny"
+EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer, and what it took.
+
+    Attributes:
+        text: What the model says, reasoning left out.
+        reasoning: What it thought before, if thinking was on.
+        ledger: Tokens, bytes and seconds.
+        evidence: For every medium the cells that were kept, with times.
+    """
+
+    text: str
+    reasoning: str = ""
+    ledger: Ledger
+    evidence: list[dict[str, Any]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Assistant:
+    """A model with its processor, ready to answer.
+
+    Args:
+        model: The model, in eval mode.
+        processor: The processor of the same checkpoint.
+        name: What to call the model.
+    """
+
+    def __init__(self, model: OmniModel, processor: OmniProcessor, *, name: str) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.vocabulary = build_vocabulary(model, processor)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        **processor_options: Any,
+    ) -> Self:
+        """Load a checkpoint; see `omni.load`."""
+        directory = (
+            EMBEDDED_PATH
+            if path_or_id is None or str(path_or_id) == EMBEDDED_MODEL
+            else resolve_checkpoint(path_or_id, revision=revision)
+        )
+        model = OmniModel.from_pretrained(
+            directory, device=device, dtype=dtype, device_map=device_map
+        )
+        processor = OmniProcessor.from_pretrained(directory, model.config, **processor_options)
+        return cls(model, processor, name=Path(path_or_id or EMBEDDED_MODEL).name)
+
+    # ---------------------------------------------------------------- one question
+
+    def ask(self, question: str, *media: Any, **options: Any) -> Reply:
+        """Answer a question about any number of media.
+
+        Args:
+            question: Plain text.
+            media: Paths, bytes, file objects, PIL images, arrays, tensors, in prompt order.
+            options: As in `chat`.
+
+        Returns:
+            The answer with ledger and evidence.
+
+        Raises:
+            OmniError: A medium cannot be used, or the request does not fit.
+        """
+        return self.chat(_as_messages(question, media), **options)
+
+    def stream(self, question: str, *media: Any, **options: Any) -> Iterator[str]:
+        """Like `ask`, but yields the answer's text piece by piece; the pieces join to ``ask``'s text."""
+        return self.stream_chat(_as_messages(question, media), **options)
+
+    def plan(
+        self,
+        question: str,
+        *media: Any,
+        max_tokens: int | None = None,
+        max_new_tokens: int = 256,
+        **options: Any,
+    ) -> Ledger:
+        """Count what a request would cost, without running the model.
+
+        Args:
+            question: Plain text.
+            media: As in `ask`.
+            max_tokens: Budget for prompt and answer together.
+            max_new_tokens: Room for the answer.
+            options: Media options and ``thinking``, as in `chat`.
+
+        Returns:
+            The ledger without times.
+
+        Raises:
+            ContextLengthError: The request is over the budget; the message has the numbers.
+        """
+        inputs, generation = self._prepare(
+            _as_messages(question, media),
+            {**options, "max_new_tokens": max_new_tokens},
+            max_tokens,
+        )
+        return self._ledger(inputs, generation.max_new_tokens)
+
+    # ---------------------------------------------------------------- conversations
+
+    def chat(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None, **options: Any
+    ) -> Reply:
+        """Answer the last turn of a conversation.
+
+        Args:
+            messages: OpenAI or Hugging Face style turns with text and media parts.
+            max_tokens: Refuse a request that needs more tokens than this, answer included.
+            options: ``MediaOptions`` (``reduction``, ``fps``, ``num_frames``, ``dpi``,
+                ``audio_in_video``), ``GenerationOptions`` (``max_new_tokens``, ``temperature``,
+                ``top_p``, ``top_k``, ``seed``, ``reasoning_budget``, ``reasoning_grace``), and
+                ``thinking``, ``tools``.
+
+        Returns:
+            The answer with ledger and evidence.
+
+        Raises:
+            OmniError: A medium cannot be used, an option is unknown, the request does not fit.
+        """
+        run = _Run(self, messages, options, max_tokens)
+        for _ in run.pieces():
+            pass
+        return run.reply()
+
+    def stream_chat(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None, **options: Any
+    ) -> Iterator[str]:
+        """Like `chat`, but yields the answer's text piece by piece.
+
+        The request is checked when this is called; the model runs as pieces are taken.
+        """
+        return _Run(self, messages, options, max_tokens).pieces()
+
+    def chat_batch(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[str]:
+        """Answer several conversations in one batch; each as it would be alone.
+
+        Args:
+            conversations: One list of turns each.
+            options: As in `chat`; with sampling, row r uses ``seed + r``.
+
+        Returns:
+            The answers' texts, in order.
+        """
+        if not conversations:
+            return []
+        prepared = [self._prepare(messages, options, None) for messages in conversations]
+        batch = collate(
+            [inputs for inputs, _ in prepared],
+            pad_token_id=self.processor.ids.pad,
+            padding_side="left",
+        )
+        readers = [_TextReader(self.processor, bool(options.get("thinking"))) for _ in prepared]
+        prompt = prefill(self.model, batch)
+        for step in generate(self.model, prompt, prepared[0][1], self.vocabulary):
+            for row, token in step:
+                readers[row].add(token)
+        return [reader.finish().text for reader in readers]
+
+    # ---------------------------------------------------------------- parts
+
+    def _prepare(
+        self, messages: Sequence[Message], options: Mapping[str, Any], max_tokens: int | None
+    ) -> tuple[OmniInputs, GenerationOptions]:
+        """Sort options to where they belong and build the request."""
+        rest = dict(options)
+        thinking = bool(rest.pop("thinking", False))
+        tools = rest.pop("tools", None)
+        media_options = _take(MediaOptions, rest)
+        generation = _take(GenerationOptions, rest)
+        if rest:
+            known = sorted({*MediaOptions.__slots__, *GenerationOptions.__slots__})
+            raise TypeError(
+                f"Unknown option(s) {', '.join(map(repr, rest))}; expected thinking, tools, "
+                f"max_tokens or one of {', '.join(known)}."
+            )
+        inputs = self.processor(
+            messages,
+            options=media_options,
+            thinking=thinking,
+            tools=tools,
+            answer_tokens=generation.max_new_tokens,
+        )
+        needed = inputs.num_tokens + generation.max_new_tokens
+        if max_tokens is not None and needed > max_tokens:
+            raise ContextLengthError(
+                f"The request needs {inputs.num_tokens} prompt tokens and room for "
+                f"{generation.max_new_tokens} of an answer, {needed} in all, but the budget is "
+                f"{max_tokens}. Lower fps, num_frames or max_new_tokens, or raise the reduction "
+                "rate."
+            )
+        return inputs, generation
+
+    def _ledger(self, inputs: OmniInputs, answer_tokens: int) -> Ledger:
+        return make_ledger(
+            self.model.config,
+            inputs,
+            context_tokens=self.processor.settings.max_model_len,
+            answer_tokens=answer_tokens,
+            bytes_per_value=self.model.dtype.itemsize,
+        )
+
+
+class _Run:
+    """One request from preparation to reply."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        messages: Sequence[Message],
+        options: Mapping[str, Any],
+        max_tokens: int | None,
+    ) -> None:
+        self.assistant = assistant
+        self.start = time.perf_counter()
+        self.inputs, self.generation = assistant._prepare(messages, options, max_tokens)
+        self.reader = _TextReader(assistant.processor, bool(options.get("thinking")))
+        self.times = StageTimes()
+        self.prompt: Prefilled | None = None
+        self.marks = {"prepare": time.perf_counter() - self.start}
+
+    def pieces(self) -> Iterator[str]:
+        """Run the model; yield visible text as it comes."""
+        assistant = self.assistant
+        begin = time.perf_counter()
+        self.prompt = prefill(assistant.model, self.inputs, times=self.times)
+        self.marks["prefill"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        steps = generate(assistant.model, self.prompt, self.generation, assistant.vocabulary)
+        for step in steps:
+            for _, token in step:
+                piece = self.reader.add(token)
+                if piece:
+                    yield piece
+        piece = self.reader.finish().last_piece
+        if piece:
+            yield piece
+        self.marks["decode"] = time.perf_counter() - begin
+        self.marks["total"] = time.perf_counter() - self.start
+
+    def reply(self) -> Reply:
+        """The reply after the pieces are through."""
+        assert self.prompt is not None
+        ledger = self.assistant._ledger(self.inputs, self.reader.num_tokens)
+        add_times(ledger, self.times)
+        ledger.seconds = {name: round(seconds, 4) for name, seconds in self.marks.items()}
+        return Reply(
+            text=self.reader.text,
+            reasoning=self.reader.reasoning,
+            ledger=ledger,
+            evidence=make_evidence(self.inputs.media, self.prompt.layouts),
+        )
+
+
+class _TextReader:
+    """Turns tokens into text as they come; bytes of a character wait for the rest of it.
+
+    Args:
+        processor: For the tokenizer.
+        thinking: The answer starts inside a think block; only what follows it is visible.
+    """
+
+    def __init__(self, processor: OmniProcessor, thinking: bool) -> None:
+        self.tokenizer = processor.tokenizer
+        self.think_end = processor.think_end
+        self.is_thinking = thinking
+        self.thought: list[int] = []
+        self.tokens: list[int] = []
+        self.text = ""
+        self.last_piece = ""
+        self.num_tokens = 0
+
+    @property
+    def reasoning(self) -> str:
+        """The think block's text."""
+        return str(self.tokenizer.decode(self.thought, skip_special_tokens=True)).strip()
+
+    def add(self, token: int) -> str:
+        """Take a token; return the text that is now certain and was not before."""
+        self.num_tokens += 1
+        if self.is_thinking:
+            if token == self.think_end:
+                self.is_thinking = False
+            else:
+                self.thought.append(token)
+            return ""
+        self.tokens.append(token)
+        return self._grow(self._decode().rstrip("\ufffd"))
+
+    def finish(self) -> "_TextReader":
+        """Give up waiting for the rest of a character."""
+        self.last_piece = self._grow(self._decode())
+        return self
+
+    def _decode(self) -> str:
+        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)).lstrip("\n")
+
+    def _grow(self, text: str) -> str:
+        piece, self.text = text[len(self.text) :], text
+        return piece
+
+
+def build_vocabulary(model: OmniModel, processor: OmniProcessor) -> Vocabulary:
+    """Ids that end, steer and are forbidden in generation."""
+    ids, tokenizer = processor.ids, processor.tokenizer
+    stop = {ids.turn_end}
+    eos = model.config.text_config.eos_token_id
+    stop.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    breaks = frozenset(
+        token for token in tokenizer.get_vocab().values() if "\n" in tokenizer.decode([token])
+    )
+    close = processor.tokenise("</think>\n\n")
+    return Vocabulary(
+        stop=frozenset(stop),
+        banned=(
+            ids.image,
+            ids.image_start,
+            ids.image_end,
+            ids.audio,
+            ids.audio_start,
+            ids.audio_end,
+        ),
+        think_end=processor.think_end,
+        line_break=breaks,
+        close_at_break=tuple(close),
+        close_anywhere=(*processor.tokenise(".\n"), *close),
+    )
+
+
+def _as_messages(question: str, media: Sequence[Any]) -> list[Message]:
+    """One user turn: media first, then the question."""
+    parts: list[dict[str, Any]] = [{"type": "media", "media": source} for source in media]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def _take(kind: type[Any], options: dict[str, Any]) -> Any:
+    """Build an options object from those of ``options`` that it knows, and remove them there."""
+    own = {name: options.pop(name) for name in list(options) if name in kind.__slots__}
+    return kind(**own)

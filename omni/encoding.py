@@ -1,0 +1,184 @@
+"""From media items to decoder embeddings: tower, reduction before the projector, projector, reduction.
+
+Work comes in windows (one image, one group of frames, one 30 s audio clip). Windows are
+collected until a batch is worth a tower pass, so that many small images run together and an
+hour of audio never lies in memory at once; every item is projected and reduced on its own.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from omni.inputs import MediaItem, Window
+from token_reduction import TokenLayout, build
+
+# Patches (or mel frames) of one tower pass: enough to keep the matrix units busy, little enough
+# that activations stay small. The released serving stack uses the same bound for video.
+MAX_ROWS_PER_PASS = 32_768
+
+
+@dataclass(slots=True)
+class StageTimes:
+    """Seconds that each item spent in decoding, its tower and its reduction."""
+
+    decode_s: list[float] = field(default_factory=list)
+    encode_s: list[float] = field(default_factory=list)
+    reduce_s: list[float] = field(default_factory=list)
+
+
+def encode_media(
+    model: Any, items: Sequence[MediaItem], times: StageTimes | None = None
+) -> list[tuple[Tensor, TokenLayout]]:
+    """Encode, project and reduce every item.
+
+    1. Decode windows, collect them per tower.
+    2. Run the tower; reduce before the projector; project.
+    3. Join the windows of an item and reduce them after the projector.
+
+    Args:
+        model: An ``OmniModel``.
+        items: Media of any kinds.
+        times: Filled with the seconds of each stage, one entry an item.
+
+    Returns:
+        For each item its embeddings ``(kept tokens, hidden)`` and their layout.
+    """
+    times = times if times is not None else StageTimes()
+    times.decode_s, times.encode_s = [0.0] * len(items), [0.0] * len(items)
+    times.reduce_s = [0.0] * len(items)
+    pieces: list[list[Tensor]] = [[] for _ in items]
+
+    for batch in _batches(items, times):
+        start = time.perf_counter()
+        projected = _run_tower(model, items, batch)
+        share = (time.perf_counter() - start) / sum(len(w.rows) for _, w in batch)
+        for (index, window), tokens in zip(batch, projected, strict=True):
+            pieces[index].append(tokens)
+            times.encode_s[index] += share * len(window.rows)
+
+    results = []
+    for index, item in enumerate(items):
+        start = time.perf_counter()
+        layout = source_layout(model, item)
+        reducer = build(item.reduction).to(pieces[index][0].device)
+        results.append(reducer(torch.cat(pieces[index]), layout))
+        times.reduce_s[index] = time.perf_counter() - start
+    return results
+
+
+def source_layout(model: Any, item: MediaItem) -> TokenLayout:
+    """Layout of an item's projected tokens: the source grid carried through the fixed reductions.
+
+    Args:
+        model: An ``OmniModel``.
+        item: The medium.
+
+    Returns:
+        The layout after tubelets and pixel shuffle, with provenance in source cells.
+    """
+    layout = TokenLayout.full(item.modality, item.grid, item.time_spans)
+    placeholder = torch.empty(layout.shape.num_tokens, 0)
+    for reducer in model.structural_reducers(item.modality):
+        placeholder, layout = reducer(placeholder, layout)
+    return layout
+
+
+def _batches(items: Sequence[MediaItem], times: StageTimes) -> Iterator[list[tuple[int, Window]]]:
+    """Windows cut into tower passes, like kinds together; video grids and clip lengths never mix."""
+    batch: list[tuple[int, Window]] = []
+    batch_key: tuple[Any, ...] = ()
+    rows = 0
+    by_kind = sorted(range(len(items)), key=lambda i: (items[i].modality, items[i].grid[1:]))
+    for index in by_kind:
+        item = items[index]
+        start = time.perf_counter()
+        for window in item.windows:
+            times.decode_s[index] += time.perf_counter() - start
+            key = _batch_key(item, window)
+            if batch and (key != batch_key or rows + len(window.rows) > MAX_ROWS_PER_PASS):
+                yield batch
+                batch, rows = [], 0
+            batch.append((index, window))
+            batch_key, rows = key, rows + len(window.rows)
+            start = time.perf_counter()
+    if batch:
+        yield batch
+
+
+def _batch_key(item: MediaItem, window: Window) -> tuple[Any, ...]:
+    if item.modality == "image":
+        return ("image",)
+    if item.modality == "video":
+        return ("video", *item.grid[1:])
+    return ("audio", *window.rows.shape, window.num_valid)
+
+
+def _run_tower(
+    model: Any, items: Sequence[MediaItem], batch: list[tuple[int, Window]]
+) -> list[Tensor]:
+    """One tower pass over windows of one kind; returns projected tokens window by window."""
+    modality = items[batch[0][0]].modality
+    if modality == "audio":
+        return _encode_audio(model, [window for _, window in batch])
+    grids = [items[index].grid for index, _ in batch]
+    windows = [window.rows for _, window in batch]
+    if modality == "image":
+        return _encode_images(model, windows, grids)
+    return _encode_videos(model, windows, grids)
+
+
+def _encode_images(
+    model: Any, windows: list[Tensor], grids: list[tuple[int, int, int]]
+) -> list[Tensor]:
+    """Pictures of any grids, packed; none sees another."""
+    tower = model.vision_model
+    sizes = torch.tensor([grid[1:] for grid in grids])
+    patches = torch.cat(windows).to(model.device, tower.dtype)
+    hidden = tower.encode_images(patches, sizes)
+    return [
+        model.project_vision(tokens, "image", grid)
+        for tokens, grid in zip(hidden.split([len(w) for w in windows]), grids, strict=True)
+    ]
+
+
+def _encode_videos(
+    model: Any, windows: list[Tensor], grids: list[tuple[int, int, int]]
+) -> list[Tensor]:
+    """Frames of one grid size; tubelets are made within each window, so videos never mix."""
+    tower = model.vision_model
+    _, height, width = grids[0]
+    tubelets, steps = [], []
+    for rows in windows:
+        frames = len(rows) // (height * width)
+        layout = TokenLayout.full("video", (frames, height, width))
+        rows, layout = model.tubelet(rows.to(model.device, tower.dtype), layout)
+        tubelets.append(rows)
+        steps.append(layout.shape.grid[0])
+    hidden = model.encode_tubelets(torch.cat(tubelets), (height, width))
+    return [
+        model.project_vision(tokens, "video", (t, height, width))
+        for tokens, t in zip(hidden.split([len(r) for r in tubelets]), steps, strict=True)
+    ]
+
+
+def _encode_audio(model: Any, windows: list[Window]) -> list[Tensor]:
+    """Clips of equal length, trimmed to the tokens that stand for real samples.
+
+    Prompts made by transformers' processor have one placeholder more where the valid frames are a
+    multiple of eight; it stands for no sound and gets an empty embedding.
+    """
+    tower = model.audio_tower
+    features = torch.stack([window.rows for window in windows]).to(model.device, tower.dtype)
+    lengths = torch.tensor([window.num_valid for window in windows], device=model.device)
+    hidden = tower.encode_clip(features, lengths)
+    tokens = max(window.num_tokens for window in windows)
+    hidden = F.pad(hidden, (0, 0, 0, max(tokens - hidden.shape[1], 0)))
+    return [
+        model.embed_audio(clip[: window.num_tokens])
+        for clip, window in zip(hidden, windows, strict=True)
+    ]

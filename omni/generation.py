@@ -1,0 +1,274 @@
+"""Batched, cached, streamed decoding with a reasoning budget.
+
+1. Prefill: embed the prompt with its media and run it through the decoder in chunks.
+2. Choose a token per row: forbid media ids, then take the best or sample.
+3. Step the rows that go on; rows that have ended leave the batch and the cache.
+
+Rows never influence each other, so an answer does not depend on the batch it was made in.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from omni.encoding import StageTimes
+from omni.errors import RequestError
+from omni.inputs import OmniInputs
+from token_reduction import TokenLayout
+
+# Positions of one prefill pass: bounds activations, so that an hour of audio prefills in flat memory.
+PREFILL_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How to choose tokens and when to stop.
+
+    Attributes:
+        max_new_tokens: Most tokens of an answer, reasoning included.
+        temperature: 0 takes the best token; higher is more varied.
+        top_p: Sample from the smallest set of tokens with this much probability.
+        top_k: Sample from this many best tokens; 0 is all.
+        seed: Row r of a batch samples with ``seed + r``.
+        reasoning_budget: Tokens after which reasoning ends at the next line break; None: no bound.
+        reasoning_grace: Tokens after the budget at which reasoning is ended wherever it stands.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    reasoning_budget: int | None = None
+    reasoning_grace: int = 1024
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "reasoning_budget": ((self.reasoning_budget or 0) >= 0, "0 or more"),
+            "reasoning_grace": (self.reasoning_grace >= 0, "0 or more"),
+        }
+        for name, (holds, expected) in bounds.items():
+            if not holds:
+                raise RequestError(f"{name} is {getattr(self, name)}; expected {expected}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The ids that steer generation.
+
+    Attributes:
+        stop: Any of them ends an answer.
+        banned: Never emitted: media placeholders and delimiters.
+        think_end: ``</think>``.
+        line_break: Ids of tokens that contain a line break.
+        close_at_break: Forced when reasoning ends at a line break.
+        close_anywhere: Forced when reasoning ends in mid-line.
+    """
+
+    stop: frozenset[int]
+    banned: tuple[int, ...] = ()
+    think_end: int | None = None
+    line_break: frozenset[int] = frozenset()
+    close_at_break: tuple[int, ...] = ()
+    close_anywhere: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Prefilled:
+    """A prompt that the decoder has read.
+
+    Attributes:
+        logits: Scores of the next token, ``(batch, vocab)``.
+        cache: The decoder's state.
+        attention_mask: ``(batch, seq)``, True where a position is real.
+        layouts: What reduction kept of each medium.
+    """
+
+    logits: Float[Tensor, "batch vocab"]
+    cache: Any
+    attention_mask: Tensor
+    layouts: list[TokenLayout] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def prefill(
+    model: Any, inputs: OmniInputs, *, times: StageTimes | None = None, chunk: int = PREFILL_CHUNK
+) -> Prefilled:
+    """Read a batch of prompts, padded on the left.
+
+    Args:
+        model: An ``OmniModel``.
+        inputs: The prompts; every row must end with a real token.
+        times: Filled with the seconds of each medium's stages.
+        chunk: Positions run at a time; the result does not depend on it.
+
+    Returns:
+        Scores of the first new token, and the cache.
+
+    Raises:
+        RequestError: A row ends with padding.
+    """
+    inputs = inputs.to(model.device)
+    if not bool(inputs.attention_mask[:, -1].all()):
+        raise RequestError("Prompts for generation must be padded on the left; found padding last.")
+    embeddings, _, layouts = model.embed(
+        inputs.input_ids, inputs.media, inputs.attention_mask, times
+    )
+    mask = None if bool(inputs.attention_mask.all()) else inputs.attention_mask
+    cache: Any = None
+    logits = embeddings.new_empty(0)
+    for start in range(0, embeddings.shape[1], chunk):
+        stop = start + chunk
+        out = model(
+            inputs_embeds=embeddings[:, start:stop],
+            attention_mask=None if mask is None else mask[:, :stop],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache, logits = out.past_key_values, out.logits[:, -1]
+    return Prefilled(
+        logits=logits, cache=cache, attention_mask=inputs.attention_mask, layouts=layouts
+    )
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, prompt: Prefilled, options: GenerationOptions, vocabulary: Vocabulary
+) -> Iterator[list[tuple[int, int]]]:
+    """Continue prompts token by token.
+
+    Args:
+        model: The model that prefilled them.
+        prompt: Consumed: its cache moves on with the answer.
+        options: How to choose and when to stop.
+        vocabulary: Ids that steer.
+
+    Yields:
+        The new ``(row, token)`` pairs of each step, for the rows still going. A stop token ends
+        its row and is not yielded.
+    """
+    rows = list(range(len(prompt.logits)))
+    choosers = [_Chooser(options, vocabulary, row) for row in rows]
+    logits, mask = prompt.logits, prompt.attention_mask
+    is_padded = not bool(mask.all())
+    for step in range(options.max_new_tokens):
+        chosen = [choosers[row](scores) for row, scores in zip(rows, logits, strict=True)]
+        going = [i for i, token in enumerate(chosen) if token not in vocabulary.stop]
+        rows, chosen = [rows[i] for i in going], [chosen[i] for i in going]
+        if not rows:
+            return
+        yield list(zip(rows, chosen, strict=True))
+        if step + 1 == options.max_new_tokens:
+            return
+        if len(going) < len(logits):
+            mask = mask[torch.tensor(going, device=mask.device)]
+            _select(prompt.cache, going)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        out = model(
+            input_ids=torch.tensor(chosen, device=logits.device)[:, None],
+            attention_mask=mask if is_padded else None,
+            past_key_values=prompt.cache,
+            use_cache=True,
+        )
+        prompt.cache, logits = out.past_key_values, out.logits[:, -1]
+
+
+def _select(cache: Any, rows: Sequence[int]) -> None:
+    """Keep the rows that go on, in our cache or in one of transformers'."""
+    if hasattr(cache, "select"):
+        cache.select(list(rows))
+    else:
+        cache.batch_select_indices(torch.tensor(rows))
+
+
+class _Chooser:
+    """Chooses one row's tokens; keeps its random state and its reasoning budget."""
+
+    def __init__(self, options: GenerationOptions, vocabulary: Vocabulary, row: int) -> None:
+        self.options = options
+        self.vocabulary = vocabulary
+        self.random = torch.Generator().manual_seed(options.seed + row)
+        self.forced: deque[int] = deque()
+        self.reasoned = 0
+        self.is_reasoning = options.reasoning_budget is not None
+
+    def __call__(self, logits: Float[Tensor, " vocab"]) -> int:
+        """Return the next token."""
+        token = self.forced.popleft() if self.forced else self._pick(logits)
+        if self.is_reasoning and not self.forced:
+            self._watch_budget(token)
+        return token
+
+    def _pick(self, logits: Tensor) -> int:
+        scores = logits.float()
+        if self.vocabulary.banned:
+            banned = torch.tensor(self.vocabulary.banned, device=scores.device)
+            scores = scores.index_fill(0, banned, -torch.inf)
+        if self.options.temperature == 0:
+            return int(scores.argmax())
+        weights = keep_likely(scores.cpu() / self.options.temperature, self.options)
+        return int(torch.multinomial(weights, 1, generator=self.random))
+
+    def _watch_budget(self, token: int) -> None:
+        """End reasoning at a line break after the budget, or by force after the grace."""
+        vocabulary, budget = self.vocabulary, self.options.reasoning_budget or 0
+        self.reasoned += 1
+        if token == vocabulary.think_end:
+            self.is_reasoning = False
+        elif self.reasoned >= budget and token in vocabulary.line_break:
+            self.forced.extend(vocabulary.close_at_break)
+            self.is_reasoning = False
+        elif self.reasoned >= budget + self.options.reasoning_grace:
+            self.forced.extend(vocabulary.close_anywhere)
+            self.is_reasoning = False
+
+
+def keep_likely(
+    scores: Float[Tensor, " vocab"], options: GenerationOptions
+) -> Float[Tensor, " vocab"]:
+    """Probabilities after top-k and top-p; tokens outside get zero.
+
+    Args:
+        scores: Logits divided by the temperature.
+        options: ``top_k`` and ``top_p``.
+
+    Returns:
+        Weights for sampling; they need not sum to one.
+    """
+    weights = scores.softmax(-1)
+    if options.top_k:
+        least = weights.topk(min(options.top_k, len(weights))).values[-1]
+        weights = weights.where(weights >= least, 0.0)
+    if options.top_p < 1:
+        ordered, order = weights.sort(descending=True, stable=True)
+        before = ordered.cumsum(0) - ordered
+        dropped = order[before > options.top_p * weights.sum()]
+        weights = weights.index_fill(0, dropped, 0.0)
+    return weights
+
+
+def collect(steps: Iterator[list[tuple[int, int]]], num_rows: int) -> list[list[int]]:
+    """Run a generation to its end.
+
+    Args:
+        steps: From `generate`.
+        num_rows: Rows of the batch.
+
+    Returns:
+        The tokens of each row, stop tokens left out.
+    """
+    answers: list[list[int]] = [[] for _ in range(num_rows)]
+    for step in steps:
+        for row, token in step:
+            answers[row].append(token)
+    return answers

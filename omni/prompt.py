@@ -1,0 +1,216 @@
+"""From chat messages to one string with media markers, and the media in marker order.
+
+Messages are OpenAI or Hugging Face style. Each media part becomes a marker in plain text, since
+chat templates differ in what they do with parts and agree on strings:
+
+    image, page -> <image>      video -> <video>      audio -> <so_embedding>
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omni.errors import RequestError
+from omni.media import Audio, Document, Image, Video
+
+Medium = Audio | Document | Image | Video
+Message = Mapping[str, Any]
+MediaKind = Literal["image", "video", "audio", "document"]
+LoadMedia = Callable[..., Medium]
+
+IMAGE_MARKER, VIDEO_MARKER, AUDIO_MARKER = "<image>", "<video>", "<so_embedding>"
+
+# A marker, with or without delimiters that the writer already put around it: they are never doubled.
+MARKER = re.compile(
+    r"<img>(?P<image_in><image>)</img>|(?P<image><image>)"
+    r"|<so_start>(?P<audio_in><so_embedding>)<so_end>|(?P<audio><so_embedding>)"
+    r"|(?P<video><video>)"
+)
+
+PART_KINDS: dict[str, MediaKind | None] = {
+    "media": None,  # any kind: its content decides
+    "image": "image",
+    "image_url": "image",
+    "video": "video",
+    "video_url": "video",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "document": "document",
+    "file": "document",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of a document; it is rendered only when it is encoded."""
+
+    document: Document
+    index: int
+
+    @property
+    def name(self) -> str:
+        """Document name and page number, counted from 1."""
+        return f"{self.document.name} page {self.index + 1}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """A video's sound, placed after its frames."""
+
+    video_name: str
+    audio: Audio
+
+    @property
+    def name(self) -> str:
+        """Video name and what it is."""
+        return f"{self.video_name} sound"
+
+
+MarkedMedium = Image | Video | Audio | Page | Track
+
+
+def flatten_messages(
+    messages: Sequence[Message], load: LoadMedia, *, audio_in_video: bool
+) -> tuple[list[dict[str, Any]], list[MarkedMedium]]:
+    """Turn content parts into strings with markers.
+
+    Args:
+        messages: Turns with ``role`` and ``content`` (a string or a list of parts).
+        load: Opens a source: ``load(source, kind=...)``.
+        audio_in_video: Place each video's sound track, where it has one, right after it.
+
+    Returns:
+        The turns with string content, and the media in the order of their markers.
+
+    Raises:
+        RequestError: A turn or part that is not understood.
+    """
+    flat: list[dict[str, Any]] = []
+    media: list[MarkedMedium] = []
+    for turn, message in enumerate(messages):
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise RequestError(
+                f"Message {turn} is {message!r:.80}; expected a mapping with 'role' and 'content'."
+            )
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
+            content = _flatten_parts(content, turn, load, media, audio_in_video)
+        flat.append({**message, "content": content or ""})
+    return flat, media
+
+
+def _flatten_parts(
+    parts: Sequence[Mapping[str, Any]],
+    turn: int,
+    load: LoadMedia,
+    media: list[MarkedMedium],
+    audio_in_video: bool,
+) -> str:
+    """Markers stand on lines of their own before the text that follows them."""
+    pieces: list[str] = []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind == "text":
+            pieces.append(str(part["text"]))
+            continue
+        if kind not in PART_KINDS:
+            raise RequestError(
+                f"Message {turn} has a content part of type {kind!r}; expected 'text' or one of "
+                f"{', '.join(map(repr, PART_KINDS))}."
+            )
+        medium = load(_source(part, kind, turn), kind=PART_KINDS[kind])
+        text, marked = mark(medium, audio_in_video=audio_in_video)
+        if pieces and not pieces[-1].endswith("\n"):
+            pieces.append("\n")
+        pieces.append(text + "\n")
+        media.extend(marked)
+    return "".join(pieces).removesuffix("\n") if parts else ""
+
+
+def mark(medium: Medium, *, audio_in_video: bool) -> tuple[str, list[MarkedMedium]]:
+    """The marker text of one medium, and what its markers stand for."""
+    if isinstance(medium, Document):
+        pages = [Page(document=medium, index=i) for i in range(medium.num_pages)]
+        if len(pages) == 1:
+            return IMAGE_MARKER, list(pages)
+        lines = [f"Page {i + 1} of {len(pages)}: {IMAGE_MARKER}" for i in range(len(pages))]
+        return "\n".join(lines), list(pages)
+    if isinstance(medium, Audio):
+        return AUDIO_MARKER, [medium]
+    if isinstance(medium, Image):
+        return IMAGE_MARKER, [medium]
+    sound = medium.audio() if audio_in_video else None
+    if sound is None:
+        return VIDEO_MARKER, [medium]
+    return VIDEO_MARKER + AUDIO_MARKER, [medium, Track(video_name=medium.name, audio=sound)]
+
+
+def _source(part: Mapping[str, Any], kind: str, turn: int) -> Any:
+    """Where a part's bytes are, in any of the spellings of the two conventions."""
+    if kind == "input_audio":
+        try:
+            return base64.b64decode(part["input_audio"]["data"], validate=True)
+        except (KeyError, TypeError, binascii.Error) as error:
+            raise RequestError(
+                f"Message {turn}: input_audio needs {{'data': <base64>, 'format': ...}}; {error}."
+            ) from error
+    value = part.get(kind)
+    if isinstance(value, Mapping):
+        value = value.get("url")
+    for name in ("path", "url", "base64"):
+        if value is None:
+            value = part.get(name)
+            if value is not None and name == "base64":
+                return base64.b64decode(value)
+    if value is None:
+        raise RequestError(
+            f"Message {turn} has a {kind!r} part without a source; expected one of the keys "
+            f"{kind!r}, 'path', 'url', 'base64'."
+        )
+    return value
+
+
+def check_markers(text: str, media: Sequence[MarkedMedium]) -> list[re.Match[str]]:
+    """Match the markers in a rendered prompt with the media.
+
+    Args:
+        text: The rendered prompt.
+        media: What the markers stand for, in order.
+
+    Returns:
+        The markers' places.
+
+    Raises:
+        RequestError: Their number or kinds differ.
+    """
+    matches = list(MARKER.finditer(text))
+    found = [marker_kind(match) for match in matches]
+    expected = [_marker_of(medium) for medium in media]
+    if found != expected:
+        raise RequestError(
+            f"The prompt has {len(found)} media marker(s) {_counts(found)} but there are "
+            f"{len(expected)} media {_counts(expected)}, to be matched in this order. Write each "
+            f"marker ({IMAGE_MARKER}, {VIDEO_MARKER}, {AUDIO_MARKER}) exactly once for its medium, "
+            "or pass media as content parts and leave markers out of the text."
+        )
+    return matches
+
+
+def marker_kind(match: re.Match[str]) -> str:
+    """``image``, ``audio`` or ``video``."""
+    return str(match.lastgroup).removesuffix("_in")
+
+
+def _marker_of(medium: MarkedMedium) -> str:
+    if isinstance(medium, Image | Page):
+        return "image"
+    return "video" if isinstance(medium, Video) else "audio"
+
+
+def _counts(kinds: Sequence[str]) -> str:
+    named = (f"{kinds.count(kind)} {kind}" for kind in ("image", "video", "audio"))
+    return f"({', '.join(named)})"
