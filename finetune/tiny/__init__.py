@@ -1,0 +1,1 @@
+"""Training of `omni-tiny`, the small checkpoint that ships with the package."""
