@@ -1,0 +1,316 @@
+"""Train the audio tower of `omni-tiny` with direct heads.
+
+    python -m finetune.tiny.train_audio --data ../shared/data --out ../runs/tiny/audio --steps 8000
+
+Writes `audio_tower.safetensors` (names of transformers' `ParakeetEncoder`),
+`heads.safetensors`, `metrics.json` and a line of figures per evaluation in `metrics.jsonl`.
+A stopped run goes on from its last checkpoint with `--resume`. One core is enough.
+
+The data costs little because augmented examples wait in a pool in memory: each step takes
+its batch from there and replaces a fraction of it by new ones.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finetune.tiny.audio_data import (
+    DIGITS,
+    LABELS,
+    SILENCE,
+    Clip,
+    load_clips,
+)
+from finetune.tiny.audio_pool import Example, ExamplePool, fixed_sequences, log_mel, to_batch
+from finetune.tiny.audio_tower import (
+    LETTERS,
+    AudioHeads,
+    HeadLogits,
+    build_tower,
+    collapse,
+    spell,
+    word_ids,
+)
+from finetune.tiny.audio_voices import synthetic_clips
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioTraining:
+    """Settings of one run.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Clips in a step; a step on digit sequences takes half as many.
+        learning_rate: Highest learning rate, reached after `warmup_steps`, then cosine to 0.
+        weight_decay: AdamW's, on matrices only.
+        warmup_steps: Steps of linear warm-up.
+        refresh: Share of a batch that is replaced in the pool after each step.
+        sequence_every: Each n-th step is on digit sequences.
+        label_smoothing: Of the label head.
+        ctc_weight: Weight of each CTC loss on single words; sequences have only these.
+        evaluate_every: Steps between evaluations, which also write a checkpoint.
+        seed: Seed of weights and data.
+    """
+
+    steps: int = 8000
+    batch_size: int = 48
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 300
+    refresh: float = 0.25
+    sequence_every: int = 8
+    label_smoothing: float = 0.1
+    ctc_weight: float = 0.3
+    evaluate_every: int = 500
+    seed: int = 0
+
+
+class TowerWithHeads(nn.Module):
+    """The tower and its heads as one module."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.tower = build_tower(seed)
+        self.heads = AudioHeads(self.tower.config.hidden_size)
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[HeadLogits, Tensor]:
+        """Run both.
+
+        Args:
+            features: Log-mel features, shape (batch, frames, mel).
+            mask: True where a frame is real, shape (batch, frames).
+
+        Returns:
+            The scores, and the number of real tokens of each clip, shape (batch,).
+        """
+        output = self.tower(features, attention_mask=mask)
+        token_mask = output.attention_mask.bool()
+        return self.heads(output.last_hidden_state, token_mask), token_mask.sum(-1)
+
+
+def compute_loss(model: TowerWithHeads, batch: list[Example], settings: AudioTraining) -> Tensor:
+    """Label loss plus both CTC losses; a sequence of several words has no label."""
+    features, mask = to_batch(batch)
+    scores, num_tokens = model(features, mask)
+    ctc = sum(
+        _ctc(head, [encode(e.words) for e in batch], num_tokens)
+        for head, encode in ((scores.letters, spell), (scores.words, word_ids))
+    )
+    if len(batch[0].words) > 1:
+        return torch.as_tensor(ctc)
+    labels = torch.tensor([LABELS.index(e.words[0]) for e in batch])
+    named = F.cross_entropy(scores.label, labels, label_smoothing=settings.label_smoothing)
+    return named + settings.ctc_weight * ctc
+
+
+def _ctc(scores: Tensor, targets: list[list[int]], num_tokens: Tensor) -> Tensor:
+    return F.ctc_loss(
+        scores.log_softmax(-1).transpose(0, 1),
+        torch.tensor([symbol for target in targets for symbol in target]),
+        num_tokens,
+        torch.tensor([len(target) for target in targets]),
+        zero_infinity=True,
+    )
+
+
+@torch.inference_mode()
+def evaluate(model: TowerWithHeads, groups: dict[str, list[Example]]) -> dict[str, float]:
+    """Measure shares that are right, per group of held-out examples.
+
+    Args:
+        model: What to measure.
+        groups: Examples by name of the group. The label head answers for single words and
+            the word CTC for sequences; a sequence counts only if every word is right.
+    """
+    model.eval()
+    figures: dict[str, float] = {}
+    for name, examples in groups.items():
+        right = spelled = 0
+        for start in range(0, len(examples), 64):
+            batch = examples[start : start + 64]
+            scores, num_tokens = model(*to_batch(batch))
+            for i, example in enumerate(batch):
+                n = int(num_tokens[i])
+                if len(example.words) == 1:
+                    right += LABELS[int(scores.label[i].argmax())] == example.words[0]
+                    letters = collapse(scores.letters[i, :n])
+                    spelled += letters == spell(example.words)
+                else:
+                    right += collapse(scores.words[i, :n]) == word_ids(example.words)
+        figures[name] = round(right / len(examples), 4)
+        if name == "speech_commands_words":
+            figures["speech_commands_words_spelled"] = round(spelled / len(examples), 4)
+    model.train()
+    return figures
+
+
+def validation_groups(clips: list[Clip]) -> dict[str, list[Example]]:
+    """Sort the held-out clips into the groups that are reported, without augmentation."""
+    groups: dict[str, list[Example]] = {
+        "fsdd_digits": [],
+        "speech_commands_digits": [],
+        "speech_commands_words": [],
+        "silence": [],
+    }
+    for clip in clips:
+        example = Example(log_mel(clip.waveform), (clip.label,))
+        if clip.label == SILENCE:
+            groups["silence"].append(example)
+        elif clip.source == "fsdd":
+            groups["fsdd_digits"].append(example)
+        else:
+            groups["speech_commands_words"].append(example)
+            if clip.label in DIGITS:
+                groups["speech_commands_digits"].append(example)
+    for source in ("fsdd", "speech_commands"):
+        digits = [c for c in clips if c.source == source and c.label in DIGITS]
+        groups[f"{source}_sequences"] = fixed_sequences(digits, count=100)
+    return groups
+
+
+def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = False) -> None:
+    """Run the training and write its results into `out`.
+
+    Args:
+        data: The folder that holds `fsdd/` and `speech_commands/`.
+        out: Where weights, figures, the checkpoint and the synthetic voices go.
+        settings: How to train.
+        resume: Go on from the checkpoint in `out` if there is one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    model = TowerWithHeads(settings.seed)
+    optimizer = build_optimizer(model, settings)
+    step = num_clips = 0
+    seconds = 0.0
+    checkpoint = out / "checkpoint.pt"
+    if resume and checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, num_clips, seconds = state["step"], state["num_clips"], state["seconds"]
+    train_clips = load_clips(data, "train") + synthetic_clips(cache=out / "voices.npz")
+    groups = validation_groups(load_clips(data, "validation"))
+    # A resumed run draws other examples than those the stopped run has seen.
+    pool = ExamplePool(train_clips, seed=settings.seed + step)
+    logger.info(
+        "ready after %.0f s; %d training clips", time.perf_counter() - started, len(train_clips)
+    )
+
+    started = time.perf_counter() - seconds
+    losses: list[float] = []
+    while step < settings.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        sequences = step % settings.sequence_every == settings.sequence_every - 1
+        batch_size = settings.batch_size // 2 if sequences else settings.batch_size
+        batch = pool.draw(batch_size, sequences=sequences)
+        loss = compute_loss(model, batch, settings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        pool.refresh(round(batch_size * settings.refresh), sequences=sequences)
+        step += 1
+        num_clips += batch_size
+        if not sequences:
+            losses.append(loss.item())
+        if step % settings.evaluate_every == 0 or step == settings.steps:
+            seconds = time.perf_counter() - started
+            figures = {
+                "step": step,
+                "clips": num_clips,
+                "seconds": round(seconds),
+                "loss": round(float(np.mean(losses)), 4),
+                **evaluate(model, groups),
+            }
+            losses.clear()
+            logger.info("%s", json.dumps(figures))
+            with (out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(figures) + "\n")
+            save(model, optimizer, out, figures, settings)
+
+
+def build_optimizer(model: nn.Module, settings: AudioTraining) -> torch.optim.AdamW:
+    """AdamW; norms, biases and other vectors are not decayed."""
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.98),
+    )
+
+
+def learning_rate_at(step: int, settings: AudioTraining) -> float:
+    """Linear warm-up, then a cosine down to zero at the last step."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def save(
+    model: TowerWithHeads,
+    optimizer: torch.optim.Optimizer,
+    out: Path,
+    figures: dict[str, float],
+    settings: AudioTraining,
+) -> None:
+    """Write weights, figures and the checkpoint; a stop in between leaves the old one whole."""
+    save_file(model.tower.state_dict(), out / "audio_tower.safetensors")
+    save_file(model.heads.state_dict(), out / "heads.safetensors")
+    summary = {
+        "figures": figures,
+        "settings": asdict(settings),
+        "labels": LABELS,
+        "letters": LETTERS,
+        "tower": model.tower.config.to_diff_dict(),
+        "parameters": sum(p.numel() for p in model.tower.parameters()),
+    }
+    (out / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n")
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": figures["step"],
+        "num_clips": figures["clips"],
+        "seconds": figures["seconds"],
+    }
+    torch.save(state, out / "checkpoint.new")
+    (out / "checkpoint.new").replace(out / "checkpoint.pt")
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description="Train the audio tower of omni-tiny.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the recordings")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
+    parser.add_argument("--steps", type=int, default=AudioTraining().steps)
+    parser.add_argument("--batch-size", type=int, default=AudioTraining().batch_size)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--threads", type=int, default=1, help="cores to use")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    settings = AudioTraining(steps=options.steps, batch_size=options.batch_size, seed=options.seed)
+    train(options.data, options.out, settings, resume=options.resume)
+
+
+if __name__ == "__main__":
+    main()
