@@ -76,6 +76,7 @@ def test_merging_adds_up_what_reaches_a_token_twice() -> None:
         weights=torch.tensor([0.5, 0.5]),
     )
     assert provenance(overlapping) == [{0: 0.5, 1: 0.5}, {1: 0.25, 2: 0.75}]
+    assert provenance(overlapping.select(torch.tensor([1]))) == [{1: 0.25, 2: 0.75}]
     assert provenance(merged) == [{0: 0.25, 1: 0.375, 2: 0.375}]
 
 
