@@ -4,8 +4,10 @@ A recording is decoded in blocks, mixed to one channel, resampled as a stream an
 spool (memory while small, then a temporary file); models read it back clip by clip.
 """
 
+import contextlib
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -55,6 +57,7 @@ class Audio:
         self.num_source_channels = num_source_channels
         self._spool = spool
         self._lock = threading.Lock()  # readers share the spool's position
+        weakref.finalize(self, spool.close)
 
     def __repr__(self) -> str:
         return f"Audio({self.name!r}, {self.duration_s:.2f} s)"
@@ -118,36 +121,32 @@ def build_audio(
         if sampling_rate != SAMPLING_RATE
         else None
     )
-    spool = tempfile.SpooledTemporaryFile(max_size=MAX_BYTES_IN_MEMORY)  # noqa: SIM115 - Audio's own
-    num_read = num_written = channels = 0
-    for block in blocks:
-        if len(block) == 0:
-            continue
-        channels = channels or block.shape[1]
-        if not np.isfinite(block).all():
-            bad = num_read + int(np.argmin(np.isfinite(block).all(axis=1)))
-            raise CorruptMediaError(
-                f"{name}: found a sample that is not finite at {bad / sampling_rate:.3f} s, "
-                "expected numbers; repair the recording"
-            )
-        num_read += len(block)
-        seconds = num_read / sampling_rate
-        refuse_above(name, "seconds of audio", seconds, limits.max_audio_seconds, "max_seconds")
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-        if resampler is not None:
-            mono = resampler.resample_chunk(np.ascontiguousarray(mono))
-        spool.write(np.ascontiguousarray(mono, dtype=np.float32).tobytes())
-        num_written += len(mono)
-    if num_read == 0:
-        raise CorruptMediaError(f"{name}: found no audio samples, expected at least one")
-    if resampler is not None:
-        tail = resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
-        spool.write(tail.tobytes())
-        num_written += len(tail)
-    if num_written == 0:
-        raise CorruptMediaError(
-            f"{name}: found {num_read} samples at {sampling_rate} Hz, too few for one at 16 kHz"
+    with contextlib.ExitStack() as on_failure:
+        spool = on_failure.enter_context(
+            tempfile.SpooledTemporaryFile(max_size=MAX_BYTES_IN_MEMORY)
         )
+        num_read = num_written = channels = 0
+        for block in blocks:
+            if len(block) == 0:
+                continue
+            channels = channels or block.shape[1]
+            mono = _mix(block, num_read, sampling_rate, name)
+            num_read += len(block)
+            seconds = num_read / sampling_rate
+            refuse_above(name, "seconds of audio", seconds, limits.max_audio_seconds, "max_seconds")
+            num_written += _append(
+                spool, mono if resampler is None else resampler.resample_chunk(mono)
+            )
+        if num_read == 0:
+            raise CorruptMediaError(f"{name}: found no audio samples, expected at least one")
+        if resampler is not None:
+            last = resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
+            num_written += _append(spool, last)
+        if num_written == 0:
+            raise CorruptMediaError(
+                f"{name}: found {num_read} samples at {sampling_rate} Hz, too few for one at 16 kHz"
+            )
+        on_failure.pop_all()
     return Audio(
         name=name,
         spool=spool,
@@ -157,10 +156,27 @@ def build_audio(
     )
 
 
+def _mix(block: np.ndarray, start: int, sampling_rate: int, name: str) -> np.ndarray:
+    """Average the channels of a block whose first sample is number `start` of the recording."""
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        second = (start + int(np.argmin(finite))) / sampling_rate
+        raise CorruptMediaError(
+            f"{name}: found a sample that is not finite at {second:.3f} s, expected numbers; "
+            "repair the recording"
+        )
+    return np.ascontiguousarray(block.mean(axis=1, dtype=np.float32))
+
+
+def _append(spool: tempfile.SpooledTemporaryFile[bytes], samples: np.ndarray) -> int:
+    spool.write(samples.astype(np.float32, copy=False).tobytes())
+    return len(samples)
+
+
 def load_audio_file(
     source: Source, limits: MediaLimits, *, fallback: Callable[[], Audio] | None = None
 ) -> Audio:
-    """Decode an audio file with libsndfile: WAV, FLAC, OGG, MP3, AIFF, AU, CAF.
+    """Decode an audio file with libsndfile: WAV, FLAC, OGG, AIFF, AU, CAF.
 
     Args:
         source: the file.
@@ -213,8 +229,7 @@ def _soundfile_blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarr
             break
         num_read += len(block)
         yield block
-    # of MP3, libsndfile only estimates the length; `check_complete` has looked at its header
-    if num_read < expected and file.format != "MP3":
+    if num_read < expected:
         raise CorruptMediaError(
             f"{name}: found {num_read} audio samples, expected {expected}: the file ends early; "
             "copy it again"

@@ -159,6 +159,8 @@ def _from_encoded(
         return load_image(source, limits)
     if family == "audio":
         _expect(source, f"audio ({format_name})", "audio", kind)
+        if format_name == "MP3":  # libsndfile's decoder prints its troubles to stderr
+            return load_audio_track(source, limits)
         return load_audio_file(source, limits, fallback=lambda: load_audio_track(source, limits))
     return _from_container(source, format_name, kind, limits, video_backend)
 

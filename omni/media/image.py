@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -32,7 +31,7 @@ PIL_ERRORS = (
     AttributeError,
     ZeroDivisionError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,
     struct.error,
 )
 
@@ -164,7 +163,11 @@ def open_picture(source: Source, limits: MediaLimits) -> Iterator[PIL.Image.Imag
         MediaLimitError: if the header announces more than `limits.max_pixels`.
         CorruptMediaError: if Pillow fails on it, here or inside the block.
     """
-    with source.open() as file, _pillow_errors(source.name), _open_quietly(file) as picture:
+    with (
+        source.open() as file,
+        _pillow_errors(source.name),
+        PIL.Image.open(file, formats=PIL_FORMATS) as picture,
+    ):
         _check_size(picture, limits, source.name)
         yield picture
 
@@ -225,16 +228,12 @@ def _check_size(picture: PIL.Image.Image, limits: MediaLimits, name: str) -> Non
     )
 
 
-def _open_quietly(file: BinaryIO) -> PIL.Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own limit and errors follow
-        return PIL.Image.open(file, formats=PIL_FORMATS)
-
-
 @contextmanager
 def _pillow_errors(name: str) -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error of ours
+            yield
     except MediaError:
         raise
     except PIL.Image.DecompressionBombError as error:

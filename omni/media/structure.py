@@ -9,6 +9,7 @@ from omni.errors import CorruptMediaError
 from omni.media.source import Source
 
 MAX_BOXES = 1_000_000
+UNKNOWN_SIZE = 0xFFFF_FFFF
 STREAMED_WAV_BYTES = 0x7FFFF000  # writers to a pipe put this or more where the size is unknown
 PDF_TAIL_BYTES = 65_536
 MP3_HEADER_BYTES = 256  # the header lies behind at most 36 bytes of the first frame
@@ -22,30 +23,45 @@ def check_complete(source: Source) -> None:
         CorruptMediaError: if the file ends early; names both numbers.
     """
     with source.open() as file:
-        head = file.read(12)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
-            end = _mp4_end(file, source.num_bytes)
-        elif head[:4] == b"\x1aE\xdf\xa3":
-            end = _matroska_end(file)
-        elif head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-            end = _wav_end(file, source.num_bytes)
-        elif head[:4] == b"RIFF":
-            end = 8 + int.from_bytes(head[4:8], "little") if head[4:8] != bytes(4) else 0
-        elif head[:4] == b"OggS":
-            end = _ogg_end(file, source.num_bytes)
-        elif head[:3] == b"ID3" or (head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
-            end = _mp3_end(file, head)
-        elif head[:4] == b"%PDF":
-            file.seek(max(source.num_bytes - PDF_TAIL_BYTES, 0))
-            tail = file.read()
-            end = 0 if b"%%EOF" in tail or b"startxref" in tail else source.num_bytes + 1
-        else:
-            return
+        end = _announced_end(file, source.num_bytes)
     if end > source.num_bytes:
         raise CorruptMediaError(
             f"{source.name}: found {source.num_bytes:,} bytes, expected at least {end:,}: the "
             "file ends early; copy or download it again"
         )
+
+
+def _announced_end(file: BinaryIO, num_bytes: int) -> int:
+    """Position where the file should end at the earliest; 0 if it does not say."""
+    head = file.read(12)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+        return _mp4_end(file, num_bytes)
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return _matroska_end(file)
+    if head[:4] == b"RIFF":
+        if head[8:12] == b"WAVE":
+            return _wav_end(file, num_bytes)
+        size = int.from_bytes(head[4:8], "little")
+        return 8 + size if 0 < size < UNKNOWN_SIZE else 0
+    if head[:4] == b"FORM":
+        return 8 + int.from_bytes(head[4:8], "big")
+    if head[:4] == b".snd":
+        size = int.from_bytes(head[8:12], "big")
+        return int.from_bytes(head[4:8], "big") + size if size < UNKNOWN_SIZE else 0
+    if head[:4] == b"OggS":
+        return _ogg_end(file, num_bytes)
+    if head[:4] == b"%PDF":
+        return _pdf_end(file, num_bytes)
+    if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1] & 0xE0 == 0xE0):
+        return _mp3_end(file, head)
+    return 0
+
+
+def _pdf_end(file: BinaryIO, num_bytes: int) -> int:
+    """PDFium repairs a cut file to fewer pages without a word; every whole file has these marks."""
+    file.seek(max(num_bytes - PDF_TAIL_BYTES, 0))
+    tail = file.read()
+    return 0 if b"%%EOF" in tail or b"startxref" in tail else num_bytes + 1
 
 
 def _mp4_end(file: BinaryIO, num_bytes: int) -> int:

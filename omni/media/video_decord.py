@@ -64,8 +64,9 @@ class DecordReader:
                 try:
                     if self._can_seek:
                         video.seek_accurate(index)
-                    elif index > position:
-                        video.skip_frames(index - position)
+                    else:
+                        for _ in range(index - position):  # its skip_frames() drops the wrong ones
+                            video.next()
                     frame = video.next().asnumpy()
                 except (self._decord.DECORDError, RuntimeError, StopIteration) as error:
                     raise CorruptMediaError(

@@ -1,5 +1,6 @@
 """PyAV (FFmpeg): probing of every container, frames of videos, and audio tracks."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from omni.media.limits import MAX_PACKETS_PER_SECOND, MediaLimits, refuse_above
 from omni.media.source import Source
 from omni.media.video import VideoInfo
 
+logger = logging.getLogger(__name__)
+
 # Containers and streams which hold their own data. Playlists (HLS, DASH, concat) are left out:
 # they name other files and addresses.
 DEMUXERS = (
@@ -34,6 +37,8 @@ INDEXED_DEMUXERS = frozenset({"mov", "matroska"})  # seeking lands on the keyfra
 MAX_DECODER_THREADS = 4  # each thread of FFmpeg holds a frame
 MIN_SEEK_FRAMES = 8  # decoding fewer than this is cheaper than a seek
 BUFFER_BYTES = 2**18
+# Streams cut from a broadcast begin in the middle of a packet, and old MP3 files end with tags.
+MAX_DAMAGED_PACKETS, MAX_DAMAGED_SHARE = 2, 0.01
 EMPTY_VOP_BYTES = 8  # MPEG-4 in AVI marks "no new picture" by packets this small
 
 
@@ -370,16 +375,34 @@ def load_audio_track(source: Source, limits: MediaLimits) -> Audio:
 
 def _audio_blocks(container: InputContainer, name: str) -> Iterator[np.ndarray]:
     shape: tuple[int, int] | None = None
-    for frame in container.decode(audio=0):
-        channels = frame.layout.nb_channels
-        found = (frame.sample_rate, channels)
-        shape = shape or found
-        if found != shape or not 0 < channels <= MAX_CHANNELS:
-            raise CorruptMediaError(
-                f"{name}: found audio of {found[0]} Hz with {found[1]} channels after {shape[0]} "
-                f"Hz with {shape[1]}, expected one format throughout; export it again"
-            )
-        yield _float_samples(frame.to_ndarray(), channels, frame.format.is_planar)
+    num_packets = num_damaged = 0
+    for packet in container.demux(audio=0):
+        num_packets += 1
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            num_damaged += 1
+            continue
+        for frame in frames:
+            channels = frame.layout.nb_channels
+            found = (frame.sample_rate, channels)
+            shape = shape or found
+            if found != shape or not 0 < channels <= MAX_CHANNELS:
+                raise CorruptMediaError(
+                    f"{name}: found audio of {found[0]} Hz with {found[1]} channels after "
+                    f"{shape[0]} Hz with {shape[1]}, expected one format throughout; export it "
+                    "again"
+                )
+            yield _float_samples(frame.to_ndarray(), channels, frame.format.is_planar)
+    if num_damaged > MAX_DAMAGED_PACKETS + MAX_DAMAGED_SHARE * num_packets:
+        raise CorruptMediaError(
+            f"{name}: found {num_damaged} of {num_packets} audio packets damaged, expected at most "
+            f"{MAX_DAMAGED_SHARE:.0%}; export it again"
+        )
+    if num_damaged:
+        logger.warning(
+            "%s: left out %d damaged audio packets of %d", name, num_damaged, num_packets
+        )
 
 
 def _float_samples(values: np.ndarray, channels: int, is_planar: bool) -> np.ndarray:
