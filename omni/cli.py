@@ -1,0 +1,289 @@
+"""The ``omni`` program: ask, chat, plan, doctor, and the verbs of installed packages.
+
+Data go to stdout, everything else to stderr. An error is one line and exit code 2.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import omni
+from omni.errors import OmniError, RequestError
+
+if TYPE_CHECKING:
+    from omni.assistant import Assistant
+    from omni.ledger import Ledger
+
+app = typer.Typer(
+    name="omni",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=(
+        "Ask a model about images, videos, recordings and documents; offline, on this machine.\n\n"
+        'Start with: `omni ask "What is in this picture?" photo.jpg`. '
+        "Without --model the embedded omni-tiny answers: small, narrow, made for trying things out."
+    ),
+)
+
+COMMANDS_GROUP = "omni.commands"  # entry points: name -> register(app)
+
+QuestionArgument = Annotated[str, typer.Argument(help="What you want to know.")]
+FilesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE...", help="Images, videos, recordings, PDFs; any number, any mix."
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Checkpoint directory or hub id [default: embedded omni-tiny]")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cpu]")]
+ReduceOption = Annotated[
+    list[str] | None,
+    typer.Option("--reduce", help="Token reduction of a modality, such as video=evs(0.7)."),
+]
+FpsOption = Annotated[float | None, typer.Option(help="Frames sampled per second of video.")]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Most frames of one video.")]
+DpiOption = Annotated[int | None, typer.Option(help="Resolution at which pages are rendered.")]
+SoundOption = Annotated[bool, typer.Option("--sound", help="Listen to videos' sound tracks too.")]
+ThinkOption = Annotated[bool, typer.Option("--think", help="Let the model reason first.")]
+BudgetOption = Annotated[
+    int | None, typer.Option("--max-tokens", help="Refuse a request that needs more tokens.")
+]
+AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 gives the same answer every time.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of sampling, when the temperature is above 0.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class Level(StrEnum):
+    """How much the program says besides the answer."""
+
+    ok = "[green]ok[/green]"
+    missing = "[red]no[/red]"
+
+
+@app.command()
+def ask(
+    question: QuestionArgument,
+    files: FilesArgument = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    reduce: ReduceOption = None,
+    fps: FpsOption = None,
+    num_frames: FramesOption = None,
+    dpi: DpiOption = None,
+    sound: SoundOption = False,
+    think: ThinkOption = False,
+    max_tokens: BudgetOption = None,
+    max_new_tokens: AnswerOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question about files."""
+    assistant = _load(model, device)
+    options = _options(reduce, fps, num_frames, dpi, sound)
+    options |= {
+        "thinking": think,
+        "max_tokens": max_tokens,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if as_json:
+        reply = assistant.ask(question, *(files or []), **options)
+        _print_json(
+            {
+                "answer": reply.text,
+                **({"reasoning": reply.reasoning} if think else {}),
+                "ledger": reply.ledger.to_dict(),
+                "model": assistant.name,
+                "version": omni.__version__,
+            }
+        )
+        return
+    for piece in assistant.stream(question, *(files or []), **options):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+@app.command()
+def chat(
+    files: FilesArgument = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    think: ThinkOption = False,
+    max_new_tokens: AnswerOption = 256,
+) -> None:
+    """Talk in the terminal; FILEs are part of the first question.
+
+    An empty line or Ctrl-D ends it. `/file PATH` adds a file to the next question.
+    """
+    assistant = _load(model, device)
+    messages: list[dict[str, Any]] = []
+    waiting: list[str] = list(files or [])
+    typer.echo(f"{assistant.name} is listening. /file PATH adds a file; an empty line ends.", err=True)
+    while line := _read_line():
+        if line.startswith("/file "):
+            waiting.append(line.removeprefix("/file ").strip())
+            continue
+        parts: list[dict[str, Any]] = [{"type": "media", "media": file} for file in waiting]
+        turn = {"role": "user", "content": [*parts, {"type": "text", "text": line}]}
+        try:
+            said = ""
+            for piece in assistant.stream_chat(
+                [*messages, turn], thinking=think, max_new_tokens=max_new_tokens
+            ):
+                said += piece
+                typer.echo(piece, nl=False)
+            typer.echo()
+        except OmniError as error:  # the question is put back, the conversation goes on
+            typer.echo(f"error: {error}", err=True)
+            waiting = []
+            continue
+        messages += [turn, {"role": "assistant", "content": said}]
+        waiting = []
+
+
+@app.command()
+def plan(
+    question: QuestionArgument,
+    files: FilesArgument = None,
+    model: ModelOption = None,
+    reduce: ReduceOption = None,
+    fps: FpsOption = None,
+    num_frames: FramesOption = None,
+    dpi: DpiOption = None,
+    sound: SoundOption = False,
+    max_tokens: BudgetOption = None,
+    max_new_tokens: AnswerOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Count tokens and memory of a request without running the model."""
+    assistant = _load(model, None)
+    options = _options(reduce, fps, num_frames, dpi, sound)
+    ledger = assistant.plan(
+        question,
+        *(files or []),
+        max_tokens=max_tokens,
+        max_new_tokens=max_new_tokens,
+        **options,
+    )
+    if as_json:
+        _print_json({"ledger": ledger.to_dict(), "model": assistant.name, "version": omni.__version__})
+    else:
+        _print_ledger(ledger)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show versions, devices, fused kernels, decoders and free memory."""
+    from omni.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({"findings": [f.to_dict() for f in findings], "version": omni.__version__})
+        return
+    table = Table("", "what", "state", "found", title=f"omni {omni.__version__}")
+    previous = ""
+    for finding in findings:
+        group = "" if finding.group == previous else finding.group
+        previous = finding.group
+        state = Level.ok if finding.ok else Level.missing
+        table.add_row(group, finding.name, state, finding.detail)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the program; errors of users end in one line and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for entry in entry_points(group=COMMANDS_GROUP):
+        register: Callable[[typer.Typer], None] = entry.load()
+        register(app)
+    try:
+        app()
+    except OmniError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())
+    typer.echo(f"error: {line}", err=True)
+    sys.exit(2)
+
+
+def _load(model: str | None, device: str | None) -> "Assistant":
+    """Load the model; the current folder's own file wins over a hub id of the same name."""
+    return omni.load(Path(model) if model and Path(model).is_dir() else model, device=device)
+
+
+def _options(
+    reduce: list[str] | None,
+    fps: float | None,
+    num_frames: int | None,
+    dpi: int | None,
+    sound: bool,
+) -> dict[str, Any]:
+    """Media options as `Assistant.ask` takes them."""
+    reduction = {}
+    for item in reduce or []:
+        modality, found, spec = item.partition("=")
+        if not found or not spec:
+            raise RequestError(
+                f"--reduce {item!r} is not of the form MODALITY=SPEC, such as 'video=evs(0.7)'."
+            )
+        reduction[modality.strip()] = spec.strip()
+    return {
+        "reduction": reduction,
+        "fps": fps,
+        "num_frames": num_frames,
+        "dpi": dpi,
+        "audio_in_video": sound,
+    }
+
+
+def _read_line() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _print_ledger(ledger: "Ledger") -> None:
+    """One line a medium, then the totals."""
+    table = Table("medium", "kind", "stages", "prompt tokens")
+    for entry in ledger.media:
+        stages = " → ".join(f"{stage.name} {stage.count:,}" for stage in entry.stages[:-1])
+        table.add_row(entry.name, entry.modality, stages, f"{entry.stages[-1].count:,}")
+    table.add_row("text", "", "", f"{ledger.text_tokens:,}")
+    table.add_row("[bold]prompt[/bold]", "", "", f"[bold]{ledger.prompt_tokens:,}[/bold]")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"room for the answer {ledger.answer_tokens:,} · context {ledger.context_tokens:,} · "
+        f"attention cache {ledger.kv_cache_bytes / 2**20:.1f} MiB · "
+        f"Mamba state {ledger.mamba_state_bytes / 2**20:.1f} MiB"
+    )

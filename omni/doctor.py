@@ -1,0 +1,138 @@
+"""What this machine has, as far as the toolkit can use it."""
+
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+import torch
+
+from omni.backbone.kernels import self_test
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "timm",
+    "accelerate",
+    "peft",
+    "gradio",
+    "av",
+    "decord",
+    "soundfile",
+    "soxr",
+    "pypdfium2",
+    "ray",
+)
+
+# Decoder package -> what it reads. A package counts as working when it can be imported, not when
+# it is merely installed: native libraries may be missing.
+DECODERS = {
+    "av": "video, sound tracks, M4A, WebM",
+    "decord": "video, optional second reader",
+    "soundfile": "WAV, FLAC, OGG, MP3",
+    "pypdfium2": "PDF",
+    "PIL": "images",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        group: ``versions``, ``compute``, ``kernels``, ``decoders`` or ``memory``.
+        name: What was looked at.
+        ok: False if something that users would miss does not work.
+        detail: What was found.
+    """
+
+    group: str
+    name: str
+    ok: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at versions, devices, fused kernels, decoders and free memory.
+
+    Returns:
+        Findings in report order. Nothing is downloaded or changed.
+    """
+    return [*_versions(), *_compute(), *_kernels(), *_decoders(), *_memory()]
+
+
+def _versions() -> list[Finding]:
+    findings = [
+        Finding(group="versions", name="python", ok=True, detail=platform.python_version()),
+    ]
+    for package in PACKAGES:
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            optional = package in ("ray", "decord")
+            detail = "not installed (optional)" if optional else "not installed"
+            findings.append(Finding(group="versions", name=package, ok=optional, detail=detail))
+        else:
+            findings.append(Finding(group="versions", name=package, ok=True, detail=found))
+    return findings
+
+
+def _compute() -> list[Finding]:
+    threads = f"{torch.get_num_threads()} threads, {platform.machine()}"
+    findings = [Finding(group="compute", name="cpu", ok=True, detail=threads)]
+    if not torch.cuda.is_available():
+        return [*findings, Finding(group="compute", name="cuda", ok=True, detail="none; CPU is used")]
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        detail = (
+            f"{torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        )
+        findings.append(Finding(group="compute", name=f"cuda:{index}", ok=True, detail=detail))
+    return findings
+
+
+def _kernels() -> list[Finding]:
+    report = self_test()
+    # Never needed, so an unused kernel is no fault: the detail says why it is not used.
+    return [
+        Finding(
+            group="kernels",
+            name=status.package,
+            ok=True,
+            detail=f"{'used' if status.usable else 'not used'}: {status.detail}",
+        )
+        for status in (report.scan, report.conv)
+    ]
+
+
+def _decoders() -> list[Finding]:
+    findings = []
+    for package, reads in DECODERS.items():
+        try:
+            import_module(package)
+        except ImportError as error:
+            optional = package == "decord"
+            detail = f"cannot be imported ({error}); reads {reads}"
+            findings.append(Finding(group="decoders", name=package, ok=optional, detail=detail))
+        else:
+            findings.append(Finding(group="decoders", name=package, ok=True, detail=reads))
+    return findings
+
+
+def _memory() -> list[Finding]:
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
+    ram = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    space = f"{disk.free / 2**30:.1f} GiB free here"
+    return [
+        Finding(group="memory", name="ram", ok=memory.available > 2**30, detail=ram),
+        Finding(group="memory", name="disk", ok=disk.free > 2**30, detail=space),
+    ]
