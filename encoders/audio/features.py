@@ -71,7 +71,7 @@ def cut_clips(
         len(waveform), clip_samples=clip_samples, min_clip_samples=min_clip_samples
     ):
         clip = waveform[start : start + length]
-        clips.append(F.pad(clip, (0, length - len(clip))))
+        clips.append(clip if len(clip) == length else F.pad(clip, (0, length - len(clip))))
     return clips
 
 
@@ -182,7 +182,10 @@ class LogMel:
             pad_mode="constant",
             return_complex=True,
         )
-        power = torch.view_as_real(spectrum).square().sum(-1)  # (clips, frequencies, frames)
+        # The square of the rounded magnitude, as the released features were made: in bins near
+        # silence the rounding shows.
+        magnitude = torch.view_as_real(spectrum).square().sum(-1).sqrt()
+        power = magnitude.square()  # (clips, frequencies, frames)
         bank = _filter_bank(self.num_mel_bins, self.n_fft, self.sampling_rate)
         log_mel = torch.log(bank.to(power.device) @ power + _LOG_GUARD)  # (clips, mel, frames)
         log_mel = log_mel.transpose(1, 2)

@@ -47,7 +47,9 @@ class ParakeetTower(ParakeetEncoder):
                 f"The features have {mel} mel bins, but this tower takes "
                 f"{self.config.num_mel_bins}; build LogMel with that number."
             )
-        shortest, longest = (int(lengths.min()), int(lengths.max())) if clips else (1, 0)
+        if not clips:
+            return features.new_zeros(0, 0, self.config.hidden_size, dtype=self.dtype)
+        shortest, longest = int(lengths.min()), int(lengths.max())
         if shortest < 1 or longest > frames:
             raise ValueError(
                 f"Clip lengths go from {shortest} to {longest} frames, but must lie within "
