@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import NemotronHConfig
 
+from omni.backbone import kernels
 from omni.backbone.cache import MambaState
 from omni.backbone.layers import GatedRMSNorm, find_activation
 from omni.backbone.ssd import ssd_scan, ssd_step
 
 
 class CausalConv(nn.Module):
-    """Depthwise convolution over the last `kernel_size` positions, channels last."""
+    """Parameters of the depthwise convolution; see `causal_conv`."""
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool) -> None:
         super().__init__()
@@ -28,16 +29,37 @@ class CausalConv(nn.Module):
         window: Float[Tensor, "batch window channels"] | None = None,
         segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq channels"]:
-        """Convolve `x`, preceded by `window` (zeros if None), without crossing segments.
+        """Convolve; arguments and result are those of `causal_conv`."""
+        fused = x.is_cuda and kernels.self_test(str(x.device)).conv.usable
+        convolve = kernels.fused_conv if fused else causal_conv
+        return convolve(x, self.weight, self.bias, window, segment_ids)
 
-        `segment_ids` must be different for every segment of a row, as `number_runs` makes them;
-        it goes without a window. The result is at least float32.
-        """
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        taps = self.weight.squeeze(1).t().to(dtype).contiguous()
-        seen = x if window is None else torch.cat([window, x], dim=1)
-        y: Tensor = _ShiftedSum.apply(seen, taps, segment_ids)[:, -x.shape[1] :]
-        return y if self.bias is None else y + self.bias
+
+def causal_conv(
+    x: Float[Tensor, "batch seq channels"],
+    weight: Float[Tensor, "channels 1 kernel"],
+    bias: Float[Tensor, " channels"] | None,
+    window: Float[Tensor, "batch window channels"] | None = None,
+    segment_ids: Int[Tensor, "batch seq"] | None = None,
+) -> Float[Tensor, "batch seq channels"]:
+    """Convolve each channel over the last `kernel` positions, without crossing segments.
+
+    Args:
+        x: Inputs.
+        weight: Filter of each channel, oldest tap first.
+        bias: Added to each channel.
+        window: The `kernel - 1` inputs before `x`; zeros if None.
+        segment_ids: Packed sequences, a different id for every segment of a row, as
+            `number_runs` makes them. Not together with `window`.
+
+    Returns:
+        Outputs, in at least float32.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    taps = weight.squeeze(1).t().to(dtype).contiguous()
+    seen = x if window is None else torch.cat([window, x], dim=1)
+    y: Tensor = _ShiftedSum.apply(seen, taps, segment_ids)[:, -x.shape[1] :]
+    return y if bias is None else y + bias
 
 
 class _ShiftedSum(torch.autograd.Function):
@@ -148,16 +170,18 @@ class MambaMixer(nn.Module):
         C = C.unflatten(-1, (self.num_groups, -1))
         A = -self.A_log.float().exp()
 
+        fused = x.is_cuda and kernels.self_test(str(x.device)).scan.usable
+        scan = kernels.fused_scan if fused else ssd_scan
         if state is None:
-            y, _ = ssd_scan(x, dt, A, B, C, self.D, segment_ids=segment_ids)
+            y, _ = scan(x, dt, A, B, C, self.D, segment_ids=segment_ids)
         else:
-            state.own()
             state.conv_state = self._next_window(conv_input, window, mask)
             if x.shape[1] == 1 and state.ssm_state is not None:
-                y = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D, state.ssm_state)
-                y = y.unsqueeze(1)
+                own = state.writable_ssm_state()
+                y = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D, own).unsqueeze(1)
             else:
-                y, state.ssm_state = ssd_scan(x, dt, A, B, C, self.D, initial_state=state.ssm_state)
+                y, final = scan(x, dt, A, B, C, self.D, initial_state=state.ssm_state)
+                state.ssm_state, state.shared = final, False
         return self.out_proj(self.norm(y.flatten(2), gate))
 
     def _next_window(
