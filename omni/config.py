@@ -123,6 +123,16 @@ class OmniConfig(PreTrainedConfig):
         return self.audio_config is not None
 
     @property
+    def tubelet_frames(self) -> int:
+        """Frames that share one vision token; 1 for models without a video embedder."""
+        return self.video_temporal_patch_size or 1
+
+    @property
+    def merge_size(self) -> int:
+        """Patches per side that pixel shuffle joins to one token (2 for a ratio of 0.5)."""
+        return round(1 / self.downsample_ratio)
+
+    @property
     def projector_input_size(self) -> int:
         """Width of pixel-shuffled features: `vision_hidden_size / downsample_ratio**2`."""
         return self.vision_hidden_size * int(1 / self.downsample_ratio) ** 2
