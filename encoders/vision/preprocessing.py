@@ -253,8 +253,8 @@ def resize_and_patchify(
 
     The resize is antialiased bicubic on float values whose overshoot is kept, so a value may
     leave [0, 255] before normalisation, as the released system was trained with. An image that
-    already has the size is not resampled. Frames are resized a few at a time: memory beyond
-    the result stays below about 200 MiB for any number of frames of up to 16 megapixels.
+    already has the size is not resampled. Frames are resized a few at a time, so that memory
+    beyond the result does not grow with their number.
 
     Args:
         images: uint8 RGB, `(images, height, width, 3)`.
