@@ -5,6 +5,7 @@ spool (memory while small, then a temporary file); models read it back clip by c
 """
 
 import contextlib
+import io
 import tempfile
 import threading
 import weakref
@@ -189,7 +190,7 @@ def load_audio_file(
     """
     with source.open() as handle:
         try:
-            file = soundfile.SoundFile(handle)
+            file = soundfile.SoundFile(_SeekableFile(handle))
         except (soundfile.LibsndfileError, TypeError, ValueError) as error:
             if fallback is not None:
                 return fallback()
@@ -213,6 +214,25 @@ def load_audio_file(
                 )
             blocks = _soundfile_blocks(file, source.name)
             return build_audio(blocks, file.samplerate, name=source.name, limits=limits)
+
+
+class _SeekableFile:
+    """What libsndfile needs of a file; damaged files make it seek before the first byte.
+
+    Args:
+        file: the file to read.
+    """
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self.read = file.read
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = self._file.tell() if whence == io.SEEK_CUR else 0
+        if whence == io.SEEK_END:
+            origin = self._file.seek(0, io.SEEK_END)
+        return self._file.seek(max(origin + offset, 0))
 
 
 def _soundfile_blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:

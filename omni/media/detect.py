@@ -12,7 +12,6 @@ SIGNATURES: tuple[tuple[Family, str, int, bytes], ...] = (
     ("image", "PNG", 0, b"\x89PNG\r\n\x1a\n"),
     ("image", "GIF", 0, b"GIF87a"),
     ("image", "GIF", 0, b"GIF89a"),
-    ("image", "WebP", 8, b"WEBP"),
     ("image", "BMP", 0, b"BM"),
     ("image", "AVIF", 4, b"ftypavif"),
     ("image", "AVIF", 4, b"ftypavis"),
@@ -22,15 +21,11 @@ SIGNATURES: tuple[tuple[Family, str, int, bytes], ...] = (
     ("tiff", "TIFF", 0, b"MM\x00*"),
     ("tiff", "TIFF", 0, b"II+\x00"),
     ("tiff", "TIFF", 0, b"MM\x00+"),
-    ("audio", "WAV", 8, b"WAVE"),
     ("audio", "FLAC", 0, b"fLaC"),
     ("audio", "MP3", 0, b"ID3"),
     ("audio", "AU", 0, b".snd"),
-    ("audio", "AIFF", 8, b"AIFF"),
-    ("audio", "AIFF", 8, b"AIFC"),
     ("audio", "CAF", 0, b"caff"),
     ("audio", "AMR", 0, b"#!AMR"),
-    ("container", "AVI", 8, b"AVI "),
     ("container", "MP4", 4, b"ftyp"),
     ("container", "QuickTime", 4, b"moov"),
     ("container", "QuickTime", 4, b"mdat"),
@@ -45,6 +40,16 @@ SIGNATURES: tuple[tuple[Family, str, int, bytes], ...] = (
     ("container", "H.264/H.265", 0, b"\x00\x00\x00\x01"),
     ("container", "IVF", 0, b"DKIF"),
 )
+
+# Containers named by bytes 8 to 12, behind one of these signatures.
+RIFF_SIGNATURES = (b"RIFF", b"RF64", b"FORM")
+RIFF_CONTENTS: dict[bytes, tuple[Family, str]] = {
+    b"WEBP": ("image", "WebP"),
+    b"WAVE": ("audio", "WAV"),
+    b"AIFF": ("audio", "AIFF"),
+    b"AIFC": ("audio", "AIFF"),
+    b"AVI ": ("container", "AVI"),
+}
 
 # Common files which are not media, each with what to do instead.
 NOT_MEDIA: tuple[tuple[bytes, str], ...] = (
@@ -68,14 +73,13 @@ TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 12, 13} | frozenset(range(128, 
 
 def detect_family(head: bytes) -> tuple[Family, str] | None:
     """Name the family of formats and the format; None if the signature is unknown."""
-    if head.startswith((b"RIFF", b"RF64", b"FORM")) or head[8:12] not in (
-        b"WAVE",
-        b"WEBP",
-        b"AVI ",
-    ):
-        for family, name, offset, signature in SIGNATURES:
-            if head[offset : offset + len(signature)] == signature:
-                return family, name
+    if head[4:12] in HEIF_BRANDS:  # an MP4 to FFmpeg, but no decoder of ours reads it
+        return None
+    if head.startswith(RIFF_SIGNATURES):
+        return RIFF_CONTENTS.get(head[8:12])
+    for family, name, offset, signature in SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return family, name
     if b"%PDF-" in head[:PDF_SEARCH_BYTES]:
         return "pdf", "PDF"
     if len(head) > 2 * TS_PACKET_BYTES and head[0] == head[188] == head[376] == 0x47:

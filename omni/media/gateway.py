@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -15,7 +15,7 @@ from omni.media.detect import MediaKind, describe_unknown, detect_family
 from omni.media.document import Document, PdfDocument, TiffDocument, count_tiff_pages
 from omni.media.image import Image, image_from_array, image_from_pil, load_image
 from omni.media.limits import MediaLimits
-from omni.media.source import Source, open_source
+from omni.media.source import BinaryFile, Source, open_source
 from omni.media.structure import check_complete
 from omni.media.video import FrameReader, Video, video_from_array
 from omni.media.video_decord import DecordReader
@@ -34,7 +34,7 @@ MediaSource = (
     | bytes
     | bytearray
     | memoryview
-    | BinaryIO
+    | BinaryFile
     | PIL.Image.Image
     | np.ndarray
     | Tensor

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO, cast
 
 import numpy as np
 import PIL.Image
@@ -166,7 +167,7 @@ def open_picture(source: Source, limits: MediaLimits) -> Iterator[PIL.Image.Imag
     with (
         source.open() as file,
         _pillow_errors(source.name),
-        PIL.Image.open(file, formats=PIL_FORMATS) as picture,
+        PIL.Image.open(cast(IO[bytes], file), formats=PIL_FORMATS) as picture,
     ):
         _check_size(picture, limits, source.name)
         yield picture

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol, runtime_checkable
 
 from omni.errors import CorruptMediaError, MediaAccessError, MediaNotFoundError
 from omni.media.limits import MediaLimits, refuse_above
@@ -25,6 +25,15 @@ from omni.media.limits import MediaLimits, refuse_above
 HEAD_BYTES = 4_096  # enough for every signature that `detect` looks at
 MAX_BYTES_IN_MEMORY = 64 * 2**20  # a file object larger than this is copied to disk
 COPY_BYTES = 2**20
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """Anything with a `read` which gives bytes: an open file, a socket's file, an upload."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read up to `size` bytes; none at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
@@ -40,7 +49,7 @@ class Source:
     path: Path | None = None
     data: bytes | None = None
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedIOBase:
         """Open a new, independent, seekable handle at the first byte.
 
         Raises:
@@ -62,7 +71,7 @@ class Source:
 
 
 def open_source(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile,
     *,
     limits: MediaLimits,
     allowed_roots: Sequence[Path] | None = None,
@@ -98,7 +107,7 @@ def open_source(
             if scheme.startswith("file://"):
                 text = urllib.request.url2pathname(urllib.parse.urlsplit(text).path)
             opened = _from_path(text, allowed_roots)
-    elif callable(getattr(source, "read", None)):
+    elif isinstance(source, BinaryFile):
         opened = _from_file_object(source, limits)
     else:
         raise MediaAccessError(
@@ -175,7 +184,7 @@ def _from_network(address: str, limits: MediaLimits, allow_network: bool) -> Sou
     return fetch(address, limits)
 
 
-def _from_file_object(file: BinaryIO, limits: MediaLimits) -> Source:
+def _from_file_object(file: BinaryFile, limits: MediaLimits) -> Source:
     given = getattr(file, "name", None)
     name = given if isinstance(given, str) else "<file object>"
 

@@ -3,7 +3,7 @@
 Decoders often read such a file up to the cut and report success; we refuse instead.
 """
 
-from typing import BinaryIO
+import io
 
 from omni.errors import CorruptMediaError
 from omni.media.source import Source
@@ -31,7 +31,7 @@ def check_complete(source: Source) -> None:
         )
 
 
-def _announced_end(file: BinaryIO, num_bytes: int) -> int:
+def _announced_end(file: io.BufferedIOBase, num_bytes: int) -> int:
     """Position where the file should end at the earliest; 0 if it does not say."""
     head = file.read(12)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
@@ -57,14 +57,14 @@ def _announced_end(file: BinaryIO, num_bytes: int) -> int:
     return 0
 
 
-def _pdf_end(file: BinaryIO, num_bytes: int) -> int:
+def _pdf_end(file: io.BufferedIOBase, num_bytes: int) -> int:
     """PDFium repairs a cut file to fewer pages without a word; every whole file has these marks."""
     file.seek(max(num_bytes - PDF_TAIL_BYTES, 0))
     tail = file.read()
     return 0 if b"%%EOF" in tail or b"startxref" in tail else num_bytes + 1
 
 
-def _mp4_end(file: BinaryIO, num_bytes: int) -> int:
+def _mp4_end(file: io.BufferedIOBase, num_bytes: int) -> int:
     """End of the last top-level box (ISO 14496-12, 4.2)."""
     offset = 0
     for _ in range(MAX_BOXES):
@@ -83,7 +83,7 @@ def _mp4_end(file: BinaryIO, num_bytes: int) -> int:
     return offset
 
 
-def _matroska_end(file: BinaryIO) -> int:
+def _matroska_end(file: io.BufferedIOBase) -> int:
     """End of the segment (RFC 8794); 0 if it has no known size."""
     file.seek(4)
     header = _ebml_size(file)
@@ -96,7 +96,7 @@ def _matroska_end(file: BinaryIO) -> int:
     return 0 if size is None else file.tell() + size
 
 
-def _ebml_size(file: BinaryIO) -> int | None:
+def _ebml_size(file: io.BufferedIOBase) -> int | None:
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -106,7 +106,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
     return None if value == (1 << 7 * length) - 1 else value  # all ones: not known
 
 
-def _wav_end(file: BinaryIO, num_bytes: int) -> int:
+def _wav_end(file: io.BufferedIOBase, num_bytes: int) -> int:
     """End of the samples; 0 if the writer did not know it."""
     offset = 12
     while offset + 8 <= num_bytes:
@@ -119,7 +119,7 @@ def _wav_end(file: BinaryIO, num_bytes: int) -> int:
     return offset if offset > num_bytes else 0
 
 
-def _ogg_end(file: BinaryIO, num_bytes: int) -> int:
+def _ogg_end(file: io.BufferedIOBase, num_bytes: int) -> int:
     """End of the last page (RFC 3533, 6)."""
     start = max(num_bytes - OGG_TAIL_BYTES, 0)
     file.seek(start)
@@ -131,7 +131,7 @@ def _ogg_end(file: BinaryIO, num_bytes: int) -> int:
     return start + page + 27 + tail[page + 26] + sum(lacing)
 
 
-def _mp3_end(file: BinaryIO, head: bytes) -> int:
+def _mp3_end(file: io.BufferedIOBase, head: bytes) -> int:
     """End of the stream by the Xing or Info header of its first frame; 0 without one."""
     start = 0
     if head[:3] == b"ID3":

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ class VideoInfo:
         return len(self.frame_times_s)
 
 
+@runtime_checkable
 class FrameReader(Protocol):
     """Decodes frames of one video."""
 

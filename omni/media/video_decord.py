@@ -3,8 +3,9 @@
 The plan (indices and times) always comes from the PyAV probe; decord only decodes.
 """
 
+import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class DecordReader:
                 position = index + 1
                 yield torch.from_numpy(np.array(frame))
 
-    def _open(self, file: BinaryIO) -> "decord.VideoReader":
+    def _open(self, file: io.BufferedIOBase) -> "decord.VideoReader":
         name, path = self._source.name, self._source.path
         try:
             video = self._decord.VideoReader(file if path is None else str(path), num_threads=1)

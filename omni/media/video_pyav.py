@@ -73,6 +73,11 @@ def open_container(source: Source, limits: MediaLimits) -> Iterator[InputContain
             yield container
 
 
+def demuxer_of(container: InputContainer) -> str:
+    """FFmpeg's first name of the container format, such as "mov" for MP4."""
+    return str(container.format.name).split(",")[0]
+
+
 def first_video_stream(container: InputContainer) -> VideoStream | None:
     """The first video stream which is not a cover picture; None if there is none."""
     for stream in container.streams.video:
@@ -104,7 +109,7 @@ def _timeline(
     refuse_above(
         name, f"pixels ({width}x{height})", width * height, limits.max_pixels, "max_pixels"
     )
-    format_name = container.format.name.split(",")[0]
+    format_name = demuxer_of(container)
     has_audio = bool(container.streams.audio)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     if not 0 < rate <= MAX_PACKETS_PER_SECOND:
@@ -394,10 +399,11 @@ def _audio_blocks(container: InputContainer, name: str) -> Iterator[np.ndarray]:
                     "again"
                 )
             yield _float_samples(frame.to_ndarray(), channels, frame.format.is_planar)
-    if num_damaged > MAX_DAMAGED_PACKETS + MAX_DAMAGED_SHARE * num_packets:
+    is_stream = demuxer_of(container) not in INDEXED_DEMUXERS
+    if num_damaged > (MAX_DAMAGED_PACKETS + MAX_DAMAGED_SHARE * num_packets if is_stream else 0):
         raise CorruptMediaError(
-            f"{name}: found {num_damaged} of {num_packets} audio packets damaged, expected at most "
-            f"{MAX_DAMAGED_SHARE:.0%}; export it again"
+            f"{name}: found {num_damaged} of {num_packets} audio packets damaged, expected whole "
+            "ones; export it again"
         )
     if num_damaged:
         logger.warning(
@@ -422,6 +428,7 @@ def _ffmpeg_errors(name: str) -> Iterator[None]:
     except MediaError:
         raise
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CorruptMediaError(
-            f"{name}: the container or a stream in it is damaged ({error}); export it again"
+            f"{name}: the container or a stream in it is damaged ({reason}); export it again"
         ) from error
