@@ -156,7 +156,9 @@ def _copied(value: Any, name: str) -> "dict[str, Any] | PreTrainedConfig":
         return dict(value)
     if isinstance(value, PreTrainedConfig):
         return value
-    raise ConfigError(f"{name} is a {type(value).__name__}; expected a dict or a config object.")
+    raise ConfigError(
+        f"{name} has the type {type(value).__name__}; expected a dict or a config object."
+    )
 
 
 def _lift_from_vision(fields: dict[str, Any], vision: Any) -> None:

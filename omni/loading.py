@@ -254,7 +254,6 @@ def _install(
     model: nn.Module, destination: Destination, tensor: Tensor, placement: Placement
 ) -> None:
     """Put a finished tensor into the model under all its names."""
-    tensor = placement.settle(destination.names[0], tensor)
     shared: nn.Parameter | None = None
     for name in destination.names:
         path, _, leaf = name.rpartition(".")
@@ -262,11 +261,13 @@ def _install(
         old = getattr(module, leaf)
         if isinstance(old, nn.Parameter):
             if shared is None:
-                shared = nn.Parameter(tensor, requires_grad=old.requires_grad)
+                settled = placement.settle(destination.names[0], tensor)
+                shared = nn.Parameter(settled, requires_grad=old.requires_grad)
             # transformers initialises whatever does not carry this mark.
             shared._is_hf_initialized = True  # type: ignore[attr-defined]
             setattr(module, leaf, shared)
         else:
+            # accelerate keeps buffers in memory even where parameters go to disk.
             setattr(module, leaf, tensor)
 
 
