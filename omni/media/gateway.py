@@ -11,6 +11,8 @@ from torch import Tensor
 
 from omni.errors import MediaError, RequestError, UnsupportedMediaError
 from omni.media.audio import Audio, audio_from_array, load_audio_file
+from omni.media.audio_pyav import load_audio_track
+from omni.media.container import first_video_stream, open_container
 from omni.media.detect import MediaKind, describe_unknown, detect_family
 from omni.media.document import Document, PdfDocument, TiffDocument, count_tiff_pages
 from omni.media.image import Image, image_from_array, image_from_pil, load_image
@@ -19,13 +21,7 @@ from omni.media.source import BinaryFile, Source, open_source
 from omni.media.structure import check_complete
 from omni.media.video import FrameReader, Video, video_from_array
 from omni.media.video_decord import DecordReader
-from omni.media.video_pyav import (
-    PyAVReader,
-    first_video_stream,
-    load_audio_track,
-    open_container,
-    probe,
-)
+from omni.media.video_pyav import PyAVReader, probe
 
 Media = Image | Video | Audio | Document
 MediaSource = (

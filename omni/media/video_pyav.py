@@ -1,13 +1,10 @@
-"""PyAV (FFmpeg): probing of every container, frames of videos, and audio tracks."""
+"""Videos through PyAV (FFmpeg): probing from the packets, frames by index."""
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
-import av
 import numpy as np
 import torch
 from av.container import InputContainer
@@ -16,29 +13,17 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
 
-from omni.errors import CorruptMediaError, MediaError
-from omni.media.audio import MAX_CHANNELS, Audio, build_audio
+from omni.errors import CorruptMediaError
+from omni.media.container import INDEXED_DEMUXERS, demuxer_of, first_video_stream, open_container
 from omni.media.limits import MAX_PACKETS_PER_SECOND, MediaLimits, refuse_above
 from omni.media.source import Source
 from omni.media.video import VideoInfo
 
-logger = logging.getLogger(__name__)
-
-# Containers and streams which hold their own data. Playlists (HLS, DASH, concat) are left out:
-# they name other files and addresses.
-DEMUXERS = (
-    "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,h264,hevc,mpegvideo,m4v,mjpeg,ivf,obu,mxf,"
-    "wav,w64,mp3,aac,flac,ac3,eac3,amr,aiff,au,caf,ape,wv,tta"
-)
 # These give no reliable presentation times: frame i is shown at i / rate.
 UNTIMED_DEMUXERS = frozenset({"avi", "h264", "hevc", "mpegvideo", "m4v", "mjpeg", "obu"})
 ELEMENTARY_DEMUXERS = UNTIMED_DEMUXERS - {"avi"}
-INDEXED_DEMUXERS = frozenset({"mov", "matroska"})  # seeking lands on the keyframe asked for
 MAX_DECODER_THREADS = 4  # each thread of FFmpeg holds a frame
 MIN_SEEK_FRAMES = 8  # decoding fewer than this is cheaper than a seek
-BUFFER_BYTES = 2**18
-# Streams cut from a broadcast begin in the middle of a packet, and old MP3 files end with tags.
-MAX_DAMAGED_PACKETS, MAX_DAMAGED_SHARE = 2, 0.01
 EMPTY_VOP_BYTES = 8  # MPEG-4 in AVI marks "no new picture" by packets this small
 
 
@@ -51,40 +36,6 @@ class Timeline:
     keyframes: np.ndarray
     """Int64 (K, 2): frame index of each keyframe, and the tick to seek to; empty: no seeking."""
     info: VideoInfo
-
-
-@contextmanager
-def open_container(source: Source, limits: MediaLimits) -> Iterator[InputContainer]:
-    """Open a container with FFmpeg, which sees the bytes and nothing else of the machine.
-
-    Raises:
-        CorruptMediaError: if FFmpeg fails on it, here or inside the block.
-    """
-    with source.open() as file, _ffmpeg_errors(source.name):
-        container = av.open(
-            file,
-            mode="r",
-            buffer_size=BUFFER_BYTES,
-            metadata_errors="replace",
-            options={"max_pixels": str(limits.max_pixels)},
-            container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": ""},
-        )
-        with container:
-            yield container
-
-
-def demuxer_of(container: InputContainer) -> str:
-    """FFmpeg's first name of the container format, such as "mov" for MP4."""
-    return str(container.format.name).split(",")[0]
-
-
-def first_video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video stream which is not a cover picture; None if there is none."""
-    for stream in container.streams.video:
-        cover = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
-        if not stream.disposition & cover and stream.codec_context is not None:
-            return stream
-    return None
 
 
 def probe(source: Source, limits: MediaLimits) -> Timeline:
@@ -358,77 +309,3 @@ class PyAVReader:
             f"all: frame {index} of {info.num_frames} ({info.frame_times_s[index]:.2f} s) cannot "
             "be decoded; the video is damaged or ends early, export it again"
         )
-
-
-def load_audio_track(source: Source, limits: MediaLimits) -> Audio:
-    """Decode the first audio stream of any container.
-
-    Raises:
-        CorruptMediaError: if there is none, or it is damaged, empty or not finite.
-        MediaLimitError: if it is longer than the limits allow.
-    """
-    with open_container(source, limits) as container:
-        if not container.streams.audio:
-            raise CorruptMediaError(f"{source.name}: found no audio stream, expected one")
-        stream = container.streams.audio[0]
-        if stream.codec_context is None:
-            raise CorruptMediaError(f"{source.name}: found an audio stream without a known codec")
-        rate = stream.codec_context.sample_rate or 0
-        blocks = _audio_blocks(container, source.name)
-        return build_audio(blocks, rate, name=source.name, limits=limits)
-
-
-def _audio_blocks(container: InputContainer, name: str) -> Iterator[np.ndarray]:
-    shape: tuple[int, int] | None = None
-    num_packets = num_damaged = 0
-    for packet in container.demux(audio=0):
-        num_packets += 1
-        try:
-            frames = packet.decode()
-        except av.InvalidDataError:
-            num_damaged += 1
-            continue
-        for frame in frames:
-            channels = frame.layout.nb_channels
-            found = (frame.sample_rate, channels)
-            shape = shape or found
-            if found != shape or not 0 < channels <= MAX_CHANNELS:
-                raise CorruptMediaError(
-                    f"{name}: found audio of {found[0]} Hz with {found[1]} channels after "
-                    f"{shape[0]} Hz with {shape[1]}, expected one format throughout; export it "
-                    "again"
-                )
-            yield _float_samples(frame.to_ndarray(), channels, frame.format.is_planar)
-    is_stream = demuxer_of(container) not in INDEXED_DEMUXERS
-    if num_damaged > (MAX_DAMAGED_PACKETS + MAX_DAMAGED_SHARE * num_packets if is_stream else 0):
-        raise CorruptMediaError(
-            f"{name}: found {num_damaged} of {num_packets} audio packets damaged, expected whole "
-            "ones; export it again"
-        )
-    if num_damaged:
-        logger.warning(
-            "%s: left out %d damaged audio packets of %d", name, num_damaged, num_packets
-        )
-
-
-def _float_samples(values: np.ndarray, channels: int, is_planar: bool) -> np.ndarray:
-    """Samples of any FFmpeg type as float32 (samples, channels), full scale at 1."""
-    shaped = values.T if is_planar else values.reshape(-1, channels)
-    if shaped.dtype == np.uint8:
-        return (shaped.astype(np.float32) - 128) / 128
-    if np.issubdtype(shaped.dtype, np.signedinteger):
-        return (shaped / -float(np.iinfo(shaped.dtype).min)).astype(np.float32)
-    return shaped.astype(np.float32)
-
-
-@contextmanager
-def _ffmpeg_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MediaError:
-        raise
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CorruptMediaError(
-            f"{name}: the container or a stream in it is damaged ({reason}); export it again"
-        ) from error
