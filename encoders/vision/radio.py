@@ -107,15 +107,15 @@ class RadioTower(RadioModel):
         return self._encode_dense(tubelets, grid)
 
     def _encode_dense(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Run items of one grid as plain batches; `forward` tells video by its channels."""
+        """Run items of one grid as plain batches; the embedder tells video by its channels."""
         per_item = grid[0] * grid[1]
         items_per_pass = max(1, MAX_PATCHES_PER_PASS // per_item)
         features = []
         for rows in patches.split(items_per_pass * per_item):
             items = rows.to(self.dtype).unflatten(0, (-1, per_item))  # (n, gh*gw, values)
             pixels = unpatchify(items, grid, self.config.patch_size)
-            # Through forward, so that hooks (offloading, FSDP) see the call.
-            features.append(self(pixels).features.flatten(0, 1))
+            hidden_states = self.encoder(self.embeddings(pixels)).last_hidden_state
+            features.append(hidden_states[:, self.config.num_summary_tokens :].flatten(0, 1))
         return torch.cat(features) if len(features) > 1 else features[0]
 
     def _check_width(self, patches: Tensor, expected: int) -> None:

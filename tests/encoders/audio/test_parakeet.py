@@ -39,6 +39,14 @@ def test_a_state_dict_of_transformers_loads_strictly(tower):
     assert tower.state_dict().keys() == model.state_dict().keys()
 
 
+def test_the_released_size_has_the_published_number_of_values():
+    biases = {"convolution_bias": False, "attention_bias": False}
+    with torch.device("meta"):
+        tower = ParakeetTower(ParakeetEncoderConfig(num_mel_bins=128, **biases))
+    # Published: parameters without the statistics that batch norm gathers.
+    assert sum(p.numel() for p in tower.parameters()) == 608_879_616
+
+
 def test_clips_of_a_batch_are_as_if_alone_whatever_they_are_padded_with(tower):
     features = torch.randn(5, 101, 16)
     lengths = torch.tensor([100, 97, 64, 9, 1])

@@ -43,6 +43,13 @@ def test_a_state_dict_of_transformers_loads_strictly_with_and_without_conditione
     assert tower.state_dict().keys() == model.state_dict().keys()
 
 
+def test_the_released_size_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        tower = RadioTower(RadioConfig(video_temporal_patch_size=2))
+    layer_scales = 81_920  # added by transformers, all ones
+    assert sum(p.numel() for p in tower.parameters()) == 653_611_520 + layer_scales
+
+
 def test_other_unknown_parameters_are_still_refused(tower):
     state = tower.state_dict() | {"input_conditioner.scale": torch.ones(1)}
     with pytest.raises(RuntimeError, match=r"input_conditioner\.scale"):
@@ -93,6 +100,14 @@ def test_the_grid_is_seen_not_only_the_number_of_patches(tower):
     lying = tower.encode_images(patches, torch.tensor([[4, 6]]))
     standing = tower.encode_images(patches, torch.tensor([[6, 4]]))
     assert not torch.allclose(lying, standing, atol=1e-3)
+
+
+@pytest.mark.parametrize("grids", [[(2, 4), (2, 2)], [(2, 4)] * 2])
+def test_one_class_token_is_enough(grids):
+    # transformers needs two for the summary of a batch, which nobody here asks for.
+    tower = RadioTower(build_config(num_cls_tokens=1, num_registers=2))
+    patches = rows_for(grids)
+    assert tower.encode_images(patches, torch.tensor(grids)).shape == (len(patches), 16)
 
 
 def test_no_images_give_no_rows(tower):
