@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -68,7 +68,7 @@ class Assistant:
         device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
         **processor_options: Any,
-    ) -> Self:
+    ) -> "Assistant":
         """Load a checkpoint; see `omni.load`."""
         directory = (
             EMBEDDED_PATH
@@ -100,7 +100,7 @@ class Assistant:
         return self.chat(_as_messages(question, media), **options)
 
     def stream(self, question: str, *media: Any, **options: Any) -> Iterator[str]:
-        """Like `ask`, but yields the answer's text piece by piece; the pieces join to ``ask``'s text."""
+        """Like `ask`, but yields the answer piece by piece; the pieces join to ``ask``'s text."""
         return self.stream_chat(_as_messages(question, media), **options)
 
     def plan(

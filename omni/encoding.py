@@ -1,4 +1,4 @@
-"""From media items to decoder embeddings: tower, reduction before the projector, projector, reduction.
+"""From media items to decoder embeddings: tower, fixed reduction, projector, chosen reduction.
 
 Work comes in windows (one image, one group of frames, one 30 s audio clip). Windows are
 collected until a batch is worth a tower pass, so that many small images run together and an
@@ -89,7 +89,7 @@ def source_layout(model: Any, item: MediaItem) -> TokenLayout:
 
 
 def _batches(items: Sequence[MediaItem], times: StageTimes) -> Iterator[list[tuple[int, Window]]]:
-    """Windows cut into tower passes, like kinds together; video grids and clip lengths never mix."""
+    """Windows cut into tower passes; kinds, video grids and clip lengths never mix."""
     batch: list[tuple[int, Window]] = []
     batch_key: tuple[Any, ...] = ()
     rows = 0

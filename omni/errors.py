@@ -3,7 +3,7 @@
     OmniError
     ├── MediaError              a file, buffer or array cannot be used
     │   ├── MediaNotFoundError      no such file
-    │   ├── MediaAccessError        a directory, no permission, outside the allowed roots, network off
+    │   ├── MediaAccessError        no permission, a directory, outside the roots, network off
     │   ├── UnsupportedMediaError   content is none of the kinds we read
     │   ├── CorruptMediaError       truncated, empty, encrypted, no frames, non-finite samples
     │   └── MediaLimitError         over a limit on bytes, pixels, seconds, frames or pages

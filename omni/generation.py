@@ -21,7 +21,7 @@ from omni.errors import RequestError
 from omni.inputs import OmniInputs
 from token_reduction import TokenLayout
 
-# Positions of one prefill pass: bounds activations, so that an hour of audio prefills in flat memory.
+# Positions of one prefill pass: bounds activations, so that hours of audio take flat memory.
 PREFILL_CHUNK = 2048
 
 

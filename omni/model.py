@@ -1,10 +1,11 @@
 """OmniModel: towers, reduction, projectors and the hybrid decoder as one transformers model."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -22,6 +23,15 @@ from omni.memory import check_memory
 from omni.projector import Projector
 from omni.tensors import media_from_tensors
 from token_reduction import Reducer, TokenLayout, build
+
+# Media arguments of transformers' model; see `omni.tensors`.
+MEDIA_TENSORS = (
+    "pixel_values",
+    "image_grid_hw",
+    "pixel_values_videos",
+    "input_features",
+    "input_features_mask",
+)
 
 
 class OmniModel(PreTrainedModel, GenerationMixin):
@@ -88,7 +98,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         revision: str | None = None,
         local_files_only: bool | None = None,
         check_free_memory: bool = True,
-    ) -> Self:
+    ) -> "OmniModel":
         """Load our own saves, transformers' saves, or the released layout.
 
         Args:
@@ -354,7 +364,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
 
     # ---------------------------------------------------------------- transformers' expectations
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "OmniModel":
         """Set training mode; towers without trainable parameters stay deterministic (eval)."""
         super().train(mode)
         for tower in (self.vision_model, self.audio_tower):
@@ -378,6 +388,22 @@ class OmniModel(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the hybrid cache is made in forward
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat rows for beams and samples, and with each row its media."""
+        if expand_size > 1 and input_ids is not None:
+            tensors = {name: kwargs.pop(name, None) for name in MEDIA_TENSORS}
+            media = list(kwargs.pop("media", None) or [])
+            if any(value is not None for value in tensors.values()):
+                media += media_from_tensors(self.config, input_ids, **tensors)
+            kwargs["media"] = [
+                replace(item, row=item.row * expand_size + copy)
+                for item in media
+                for copy in range(expand_size)
+            ]
+        return super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -385,8 +411,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         kept = {"attention_mask": kwargs.get("attention_mask"), "use_cache": True}
         if past_key_values is not None:
             return {"input_ids": input_ids[:, -1:], "past_key_values": past_key_values, **kept}
-        names = ("media", "segment_ids", "pixel_values", "image_grid_hw", "pixel_values_videos")
-        names += ("input_features", "input_features_mask")
+        names = ("media", "segment_ids", *MEDIA_TENSORS)
         media = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         return {"input_ids": input_ids, "logits_to_keep": 1, **kept, **media}
 

@@ -11,8 +11,9 @@ stands at every cut.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -122,7 +123,9 @@ class OmniProcessor:
                 )
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, config: OmniConfig, **options: Any) -> Self:
+    def from_pretrained(
+        cls, directory: str | Path, config: OmniConfig, **options: Any
+    ) -> "OmniProcessor":
         """Load tokenizer, template and settings of a checkpoint directory.
 
         Args:
@@ -310,7 +313,7 @@ class _Row:
         for span in self.spans or []:
             cuts.update(edge for edge in span if start < edge < end)
         edges = sorted(cuts)
-        pieces = list(zip(edges, edges[1:], strict=False)) or [(start, end)]
+        pieces = list(pairwise(edges)) or [(start, end)]
         for left, right in pieces:
             piece = text[left:right] + (tail if right == end else "")
             ids = self.processor.tokenise(piece) if piece else []

@@ -23,7 +23,7 @@ LoadMedia = Callable[..., Medium]
 
 IMAGE_MARKER, VIDEO_MARKER, AUDIO_MARKER = "<image>", "<video>", "<so_embedding>"
 
-# A marker, with or without delimiters that the writer already put around it: they are never doubled.
+# A marker, with or without delimiters around it: those that the writer put are never doubled.
 MARKER = re.compile(
     r"<img>(?P<image_in><image>)</img>|(?P<image><image>)"
     r"|<so_start>(?P<audio_in><so_embedding>)<so_end>|(?P<audio><so_embedding>)"

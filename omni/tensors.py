@@ -134,8 +134,8 @@ def _place(items: Sequence[MediaItem], input_ids: Tensor, token_id: int) -> list
         return []
     if needed != len(rows):
         raise AlignmentError(
-            f"Found {len(rows)} placeholder token(s) of id {token_id} in input_ids, but the tensors "
-            f"give {needed} feature vector(s) for {len(items)} item(s). Expand each marker to "
+            f"Found {len(rows)} placeholder token(s) of id {token_id} in input_ids, but the "
+            f"tensors give {needed} feature vector(s) for {len(items)} item(s). Expand each marker to "
             "exactly the tokens of its medium."
         )
     placed, start = [], 0

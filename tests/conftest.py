@@ -24,7 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
-torch.set_num_threads(2)
+# Tensors here are tiny: a second thread costs more than it gives, above all on a busy machine.
+torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
