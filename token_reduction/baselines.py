@@ -5,6 +5,7 @@ worth its time.
 """
 
 import math
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float, Int
@@ -28,9 +29,9 @@ class _Blind(Reducer):
         num_kept = max(1, math.ceil(shape.num_tokens * (1 - self.rate) - 0.5))
         return TokenShape(modality=shape.modality, grid=shape.grid, num_tokens=num_kept)
 
+    @abstractmethod
     def choose(self, num_tokens: int, num_kept: int) -> Int[Tensor, " kept"]:
         """Ascending indices of the tokens to keep."""
-        raise NotImplementedError
 
     def reduce(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout

@@ -67,10 +67,11 @@ class PixelShuffle(Reducer):
         k = self.side
 
         def group(rows: Tensor) -> Tensor:
-            squares = rows.reshape(t, h, k, w, k, -1).transpose(2, 3)  # (t, h, w, k, k, D)
-            return squares.reshape(t * h * w, -1)  # (t*h*w, k*k*D)
+            dim = rows.shape[1]
+            squares = rows.reshape(t, h, k, w, k, dim).transpose(2, 3)  # (t, h, w, k, k, D)
+            return squares.reshape(t * h * w, k * k * dim)
 
-        members = group(torch.arange(len(features)))  # (t*h*w, k*k)
+        members = group(torch.arange(len(features))[:, None])  # (t*h*w, k*k)
         merged = layout.merge(
             shape=shape,
             cells=torch.arange(shape.num_tokens),

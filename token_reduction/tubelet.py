@@ -68,11 +68,12 @@ class Tubelet(Reducer):
         frames = torch.arange(tubelets * n).clamp(max=num_frames - 1)  # (T*n,)
 
         def group(rows: Tensor) -> Tensor:
-            by_frame = rows.reshape(num_frames, h * w, -1)[frames.to(rows.device)]
-            by_tubelet = by_frame.reshape(tubelets, n, h * w, -1).transpose(1, 2)  # (T, N, n, D)
-            return by_tubelet.reshape(tubelets * h * w, -1)  # (T*N, n*D)
+            dim = rows.shape[1]
+            by_frame = rows.reshape(num_frames, h * w, dim)[frames.to(rows.device)]
+            by_tubelet = by_frame.reshape(tubelets, n, h * w, dim).transpose(1, 2)  # (T, N, n, D)
+            return by_tubelet.reshape(tubelets * h * w, n * dim)
 
-        members = group(torch.arange(len(features)))  # (T*N, n)
+        members = group(torch.arange(len(features))[:, None])  # (T*N, n)
         spans = layout.time_spans
         if spans is not None:
             ends = [min(start + n, num_frames) - 1 for start in range(0, num_frames, n)]

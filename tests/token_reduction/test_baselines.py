@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.support.layouts import features_for, full_layout, rates, shapes
 from token_reduction import Random, TokenShape, Uniform, build
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=40, deadline=None)
 
 
 @pytest.mark.parametrize(

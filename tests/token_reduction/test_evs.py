@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.support.layouts import features_for, full_layout, rates, videos
 from token_reduction import Evs, Grid, TokenLayout, TokenShape, build, evs_keep_mask, evs_num_kept
 
-few = settings(max_examples=80, deadline=None)
+few = settings(max_examples=40, deadline=None)
 
 
 def slow_reference(features: Tensor, grid: Grid, rate: float) -> list[int]:
