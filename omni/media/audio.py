@@ -159,9 +159,9 @@ def build_audio(
 
 def _mix(block: np.ndarray, start: int, sampling_rate: int, name: str) -> np.ndarray:
     """Average the channels of a block whose first sample is number `start` of the recording."""
-    finite = np.isfinite(block).all(axis=1)
+    finite = np.isfinite(block)
     if not finite.all():
-        second = (start + int(np.argmin(finite))) / sampling_rate
+        second = (start + int(np.argmin(finite.all(axis=1)))) / sampling_rate
         raise CorruptMediaError(
             f"{name}: found a sample that is not finite at {second:.3f} s, expected numbers; "
             "repair the recording"

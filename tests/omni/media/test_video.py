@@ -327,7 +327,7 @@ def test_a_gif_is_a_video_if_asked(tmp_path: Path) -> None:
     assert len(frames_of(video)) == 5
 
 
-def test_cover_pictures_do_not_make_a_video(tmp_path: Path) -> None:
+def test_a_recording_is_not_a_video(tmp_path: Path) -> None:
     sound = write_wav(tmp_path / "x.wav", sine(0.5))
     assert load_media(sound, kind="audio").duration_s == 0.5
     with pytest.raises(UnsupportedMediaError, match=r"found audio \(WAV\), expected a video"):
