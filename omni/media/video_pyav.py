@@ -139,17 +139,16 @@ def _read_packets(
         num_packets += 1
         refuse_above(name, "video packets", num_packets, max_packets, "max_seconds")
         has_tiny = has_tiny or packet.size < EMPTY_VOP_BYTES
-        if packet.is_discard or (is_vp8 and not bytes(packet)[0] & 0x10):
-            continue  # cut away by an edit list; or a VP8 reference that is never shown
         if packet.pts is None:
             timed = False
             continue
         if packet.is_keyframe:
-            keyframes.append(
-                (packet.pts, min(packet.pts, packet.pts if packet.dts is None else packet.dts))
-            )
+            seek = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
+            keyframes.append((packet.pts, seek))
         if not keyframes or packet.pts < keyframes[0][0]:
             continue  # before the first keyframe nothing can be decoded
+        if packet.is_discard or (is_vp8 and not bytes(packet)[0] & 0x10):
+            continue  # cut away by an edit list; or a VP8 reference that is never shown
         pts.append(packet.pts)
         last = max(last, (packet.pts, packet.duration or 0))
     timed = timed and len(set(pts)) == len(pts)

@@ -186,6 +186,28 @@ def test_times_start_at_the_first_frame(tmp_path: Path) -> None:
     assert video.duration_s == pytest.approx(1.0, abs=0.01)
 
 
+def test_frames_cut_away_by_an_edit_list_are_not_counted(tmp_path: Path) -> None:
+    """A clip cut without encoding keeps earlier frames, which are decoded but never shown."""
+    whole = write_video(tmp_path / "whole.mp4", moving_square(30), 30)
+    cut = tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                shift = round(0.5 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts - shift,
+                    packet.dts - shift,
+                    stream,
+                )
+                target.mux(packet)
+    reference = every_frame(cut)
+    assert len(reference) < 30
+    video = video_of(cut)
+    assert video.num_frames == len(reference)
+    assert all(np.array_equal(a, b) for a, b in zip(frames_of(video), reference, strict=True))
+
+
 def test_streams_without_a_duration_are_measured(tmp_path: Path) -> None:
     path = write_video(
         tmp_path / "live.webm",
