@@ -135,7 +135,9 @@ def chat(
     assistant = _load(model, device)
     messages: list[dict[str, Any]] = []
     waiting: list[str] = list(files or [])
-    typer.echo(f"{assistant.name} is listening. /file PATH adds a file; an empty line ends.", err=True)
+    typer.echo(
+        f"{assistant.name} is listening. /file PATH adds a file; an empty line ends.", err=True
+    )
     while line := _read_line():
         if line.startswith("/file "):
             waiting.append(line.removeprefix("/file ").strip())
@@ -183,7 +185,9 @@ def plan(
         **options,
     )
     if as_json:
-        _print_json({"ledger": ledger.to_dict(), "model": assistant.name, "version": omni.__version__})
+        _print_json(
+            {"ledger": ledger.to_dict(), "model": assistant.name, "version": omni.__version__}
+        )
     else:
         _print_ledger(ledger)
 

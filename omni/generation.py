@@ -99,7 +99,7 @@ class Prefilled:
     layouts: list[TokenLayout] = field(default_factory=list)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prefill(
     model: Any, inputs: OmniInputs, *, times: StageTimes | None = None, chunk: int = PREFILL_CHUNK
 ) -> Prefilled:
@@ -141,7 +141,6 @@ def prefill(
     )
 
 
-@torch.inference_mode()
 def generate(
     model: Any, prompt: Prefilled, options: GenerationOptions, vocabulary: Vocabulary
 ) -> Iterator[list[tuple[int, int]]]:
@@ -174,12 +173,13 @@ def generate(
             mask = mask[torch.tensor(going, device=mask.device)]
             _select(prompt.cache, going)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        out = model(
-            input_ids=torch.tensor(chosen, device=logits.device)[:, None],
-            attention_mask=mask if is_padded else None,
-            past_key_values=prompt.cache,
-            use_cache=True,
-        )
+        with torch.no_grad():  # not around the loop: the caller runs between two steps
+            out = model(
+                input_ids=torch.tensor(chosen, device=logits.device)[:, None],
+                attention_mask=mask if is_padded else None,
+                past_key_values=prompt.cache,
+                use_cache=True,
+            )
         prompt.cache, logits = out.past_key_values, out.logits[:, -1]
 
 

@@ -135,8 +135,8 @@ def _place(items: Sequence[MediaItem], input_ids: Tensor, token_id: int) -> list
     if needed != len(rows):
         raise AlignmentError(
             f"Found {len(rows)} placeholder token(s) of id {token_id} in input_ids, but the "
-            f"tensors give {needed} feature vector(s) for {len(items)} item(s). Expand each marker to "
-            "exactly the tokens of its medium."
+            f"tensors give {needed} feature vector(s) for {len(items)} item(s). Expand each "
+            "marker to exactly the tokens of its medium."
         )
     placed, start = [], 0
     for item in items:
