@@ -29,7 +29,7 @@ class MambaState:
     conv_state: Float[Tensor, "batch window channels"] | None = None
     """The last `conv_kernel - 1` real inputs of the convolution, oldest first."""
     ssm_state: Float[Tensor, "batch heads head_dim state"] | None = None
-    """State of the recurrence, float32."""
+    """State of the recurrence, in at least float32."""
     shared: bool = False
     """True while a snapshot refers to the same `ssm_state`; it must not be written to then."""
 

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from omni.errors import ConfigError
 
 
+def upcast(x: Tensor) -> Tensor:
+    """Return `x` in float32, or in float64 if it is that: sums need more than half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def relu_squared(x: Tensor) -> Tensor:
     """Square of the rectified input, the activation of the Nemotron MLPs and experts."""
     return F.relu(x).square()
@@ -35,7 +40,7 @@ def find_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation, computed in float32 whatever the weights' dtype."""
+    """Root mean square normalisation, computed in at least float32."""
 
     def __init__(self, hidden_size: int, *, eps: float) -> None:
         super().__init__()
@@ -44,7 +49,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Normalise the last axis; the result has the dtype of the weights."""
-        normed = F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps)
+        normed = F.rms_norm(upcast(x), x.shape[-1:], upcast(self.weight), self.eps)
         return normed.to(self.weight.dtype)
 
 
@@ -61,7 +66,7 @@ class GatedRMSNorm(nn.Module):
         self, x: Float[Tensor, "*batch channels"], gate: Float[Tensor, "*batch channels"]
     ) -> Float[Tensor, "*batch channels"]:
         """Gate, then normalise each group; the result has the dtype of the weights."""
-        gated = x.float() * F.silu(gate.float())
+        gated = upcast(x) * F.silu(upcast(gate))
         grouped = gated.unflatten(-1, (self.num_groups, -1))
         normed = F.rms_norm(grouped, grouped.shape[-1:], None, self.eps).flatten(-2)
         return normed.to(self.weight.dtype) * self.weight

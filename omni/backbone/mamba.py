@@ -11,7 +11,7 @@ from transformers import NemotronHConfig
 
 from omni.backbone import kernels
 from omni.backbone.cache import MambaState
-from omni.backbone.layers import GatedRMSNorm, find_activation
+from omni.backbone.layers import GatedRMSNorm, find_activation, upcast
 from omni.backbone.ssd import ssd_scan, ssd_step
 
 
@@ -158,7 +158,7 @@ class MambaMixer(nn.Module):
         gate, conv_input, dt = self.in_proj(hidden_states).split(
             [self.inner_size, conv_size, self.num_heads], dim=-1
         )
-        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
+        dt = F.softplus(upcast(dt) + upcast(self.dt_bias)).clamp(*self.time_step_limit)
         if mask is not None and state is not None:
             dt = dt * mask[..., None]
 
@@ -168,7 +168,7 @@ class MambaMixer(nn.Module):
         x = x.unflatten(-1, (self.num_heads, self.head_dim))
         B = B.unflatten(-1, (self.num_groups, -1))
         C = C.unflatten(-1, (self.num_groups, -1))
-        A = -self.A_log.float().exp()
+        A = -upcast(self.A_log).exp()
 
         fused = x.is_cuda and kernels.self_test(str(x.device)).scan.usable
         scan = kernels.fused_scan if fused else ssd_scan

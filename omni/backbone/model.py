@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from omni.backbone.attention import Attention, causal_mask
 from omni.backbone.cache import HybridCache, KeyValueState, LayerState, MambaState
-from omni.backbone.layers import MLP, RMSNorm
+from omni.backbone.layers import MLP, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
 from omni.backbone.rows import Rows
@@ -34,7 +34,7 @@ class HybridOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: (batch, kept, hidden) after the last norm; kept as in `logits`.
-        logits: (batch, kept, vocab) float32, None from `HybridModel`.
+        logits: (batch, kept, vocab) at least float32, None from `HybridModel`.
         hidden_states: If asked for: the input of every block and the normed end, each
             (batch, seq, hidden).
         cache: The cache that was given, brought up to date.
@@ -162,7 +162,7 @@ class HybridPreTrainedModel(PreTrainedModel):
             init.copy_(module.A_log, torch.arange(1, heads + 1).float().log())
             init.ones_(module.D)
             log_min, log_max = math.log(config.time_step_min), math.log(config.time_step_max)
-            dt = torch.empty(heads).uniform_(log_min, log_max).exp()
+            dt = torch.exp(log_min + torch.rand(heads) * (log_max - log_min))
             dt = dt.clamp(min=config.time_step_floor)
             init.copy_(module.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
             init.normal_(module.out_proj.weight, std=residual_std)
@@ -250,7 +250,7 @@ class HybridModel(HybridPreTrainedModel):
             rows, segments = self._arrange(inputs_embeds, attention_mask, segment_ids, cache)
             hidden = rows.sort(inputs_embeds)
             if self.config.residual_in_fp32:
-                hidden = hidden.float()
+                hidden = upcast(hidden)
             past = 0
             if cache is not None:
                 past = cache.get_seq_length()
@@ -339,7 +339,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         """Read a batch of sequences and score the next token.
 
         Arguments and errors are those of `HybridModel.forward`; `return_dict=False` gives a tuple,
-        as in transformers. `logits` are float32.
+        as in transformers. `logits` are at least float32.
         """
         output = self.model(
             input_ids,
@@ -351,7 +351,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            output.logits = self.lm_head(output.last_hidden_state).float()
+            output.logits = upcast(self.lm_head(output.last_hidden_state))
         return output if return_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import NemotronHConfig
 
-from omni.backbone.layers import MLP, find_activation
+from omni.backbone.layers import MLP, find_activation, upcast
 from omni.errors import ConfigError
 
 
@@ -44,8 +44,8 @@ class Router(nn.Module):
     def forward(
         self, x: Float[Tensor, "tokens hidden"]
     ) -> tuple[Float[Tensor, "tokens chosen"], Int[Tensor, "tokens chosen"]]:
-        """Return weight (float32) and index of the experts chosen for each token."""
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        """Return weight (at least float32) and index of the experts chosen for each token."""
+        scores = F.linear(upcast(x), upcast(self.weight)).sigmoid()
         chosen = self._choose(scores.detach() + self.e_score_correction_bias)
         weights = scores.gather(1, chosen)
         if self.normalise:

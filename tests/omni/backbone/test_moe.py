@@ -1,6 +1,6 @@
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from omni.backbone.moe import Experts, MoE, Router
 from omni.errors import ConfigError

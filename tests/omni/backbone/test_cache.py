@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from omni.backbone import HybridCache
+from omni.backbone.cache import MIN_CAPACITY, AppendLog
+from omni.errors import RequestError
+from tests.support.backbone import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("ME*M")
+
+
+def read(model, cache, ids):
+    with torch.no_grad():
+        return model(ids, cache=cache).logits
+
+
+def test_later_steps_do_not_alter_a_snapshot(model):
+    ids = torch.randint(40, (2, 12))
+    cache = model.new_cache()
+    read(model, cache, ids[:, :5])
+    point = cache.snapshot()
+    first = [read(model, cache, ids[:, t : t + 1]) for t in range(5, 9)]
+    read(model, cache, ids[:, 9:])
+    for _ in range(2):  # any number of times
+        cache.restore(point)
+        assert cache.get_seq_length() == 5
+        again = [read(model, cache, ids[:, t : t + 1]) for t in range(5, 9)]
+        assert torch.equal(torch.cat(again), torch.cat(first))
+
+
+def test_branches_from_one_snapshot_do_not_disturb_each_other(model):
+    prompt, a, b = torch.randint(40, (3, 1, 6))
+    trunk = model.new_cache()
+    read(model, trunk, prompt)
+    point = trunk.snapshot()
+    branches = {"a": model.new_cache(), "b": model.new_cache()}
+    for branch in branches.values():
+        branch.restore(point)
+    steps = {"a": [], "b": []}
+    for t in range(6):  # in turns
+        steps["a"].append(read(model, branches["a"], a[:, t : t + 1]))
+        steps["b"].append(read(model, branches["b"], b[:, t : t + 1]))
+    for name, tail in (("a", a), ("b", b)):
+        alone = read(model, None, torch.cat([prompt, tail], dim=1))[:, 6:]
+        torch.testing.assert_close(torch.cat(steps[name], 1), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_snapshot_of_keys_shares_their_memory_until_somebody_branches():
+    log = AppendLog(dim=1)
+    log.append(torch.arange(6).view(2, 3))
+    cache = HybridCache(["full_attention"])
+    state = cache.layers[0]
+    state.append(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+    fork = cache.snapshot().layers[0]
+    assert fork.keys.data is state.keys.data
+    state.append(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4))  # the first to continue
+    assert fork.keys.data is state.keys.data
+    fork.append(torch.ones(1, 2, 1, 4) * 2, torch.ones(1, 2, 1, 4))  # the second one copies
+    assert fork.keys.data is not state.keys.data
+    assert state.keys.view()[..., -1, :].eq(1).all()
+
+
+def test_appending_copies_the_past_rarely():
+    log, buffers = AppendLog(dim=1), set()
+    for value in range(1000):
+        log.append(torch.tensor([[value]]))
+        buffers.add(log.data.data_ptr())
+    assert log.view().tolist() == [list(range(1000))]
+    assert len(buffers) <= 2 + (1000 // MIN_CAPACITY).bit_length()
+
+
+def test_selected_rows_continue_as_if_they_were_alone(model):
+    ids = torch.randint(40, (3, 8))
+    mask = torch.ones(3, 8, dtype=torch.bool)
+    mask[0, :3] = False
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(ids[:, :7], attention_mask=mask[:, :7], cache=cache)
+        cache.select([2, 0, 2])
+        found = model(ids[[2, 0, 2], 7:], attention_mask=mask[[2, 0, 2], 7:], cache=cache).logits
+        alone = model(ids[:1, 3:]).logits[:, -1:]
+        whole = model(ids[2:]).logits[:, -1:]
+    # Measured 5e-6; float32 sums of logits up to 7 in another order.
+    torch.testing.assert_close(found, torch.cat([whole, alone, whole]), rtol=0, atol=1e-4)
+
+
+def test_the_state_is_float32_whatever_the_model_is(model):
+    half = tiny_model("M*").bfloat16()
+    cache = half.new_cache()
+    half(torch.randint(40, (1, 5)), cache=cache)
+    half(torch.randint(40, (1, 1)), cache=cache)
+    assert cache.layers[0].ssm_state.dtype == torch.float32
+    assert cache.layers[1].keys.view().dtype == torch.bfloat16
+
+
+def test_a_snapshot_of_another_model_is_refused(model):
+    cache = model.new_cache()
+    snapshot = HybridCache(["linear_attention"]).snapshot()
+    with pytest.raises(RequestError, match="holds 1 layers but the cache has 4"):
+        cache.restore(snapshot)
