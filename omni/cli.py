@@ -281,7 +281,8 @@ def _print_ledger(ledger: "Ledger") -> None:
     table = Table("medium", "kind", "stages", "prompt tokens")
     for entry in ledger.media:
         stages = " → ".join(f"{stage.name} {stage.count:,}" for stage in entry.stages[:-1])
-        table.add_row(entry.name, entry.modality, stages, f"{entry.stages[-1].count:,}")
+        name = entry.name.rsplit("/", 1)[-1]
+        table.add_row(name, entry.modality, stages, f"{entry.stages[-1].count:,}")
     table.add_row("text", "", "", f"{ledger.text_tokens:,}")
     table.add_row("[bold]prompt[/bold]", "", "", f"[bold]{ledger.prompt_tokens:,}[/bold]")
     console = Console()

@@ -90,13 +90,12 @@ def _compute() -> list[Finding]:
     threads = f"{torch.get_num_threads()} threads, {platform.machine()}"
     findings = [Finding(group="compute", name="cpu", ok=True, detail=threads)]
     if not torch.cuda.is_available():
-        return [
-            *findings,
-            Finding(group="compute", name="cuda", ok=True, detail="none; CPU is used"),
-        ]
+        absent = Finding(group="compute", name="cuda", ok=True, detail="none; the CPU is used")
+        return [*findings, absent]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        detail = f"{torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        name = torch.cuda.get_device_name(index)
+        detail = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         findings.append(Finding(group="compute", name=f"cuda:{index}", ok=True, detail=detail))
     return findings
 

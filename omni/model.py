@@ -1,5 +1,6 @@
 """OmniModel: towers, reduction, projectors and the hybrid decoder as one transformers model."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,13 +89,13 @@ class OmniModel(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------- loading and saving
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # narrower on purpose: safetensors, no remote code
+    def from_pretrained(
         cls,
         path_or_id: str | Path,
         *,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        device_map: str | dict[str, Any] | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
         local_files_only: bool | None = None,
         check_free_memory: bool = True,
@@ -137,7 +138,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         model.eval()
         return model
 
-    def save_pretrained(  # type: ignore[override]  # one layout, one format
+    def save_pretrained(
         self, directory: str | Path, *, max_shard_size: str | int = "5GB", **_: Any
     ) -> None:
         """Write config and weights in the released layout.

@@ -163,7 +163,7 @@ class _Planner:
             )
         except ValueError as error:
             raise ContextLengthError(
-                f"The images do not fit the {self.settings.max_model_len} tokens of context: {error}"
+                f"The images do not fit a context of {self.settings.max_model_len} tokens: {error}"
             ) from error
 
     def size(self, picture: Image | Page) -> tuple[int, int]:

@@ -1,0 +1,147 @@
+"""The command line, in this process; a random tiny model stands in for the embedded one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from omni import cli
+from tests.support import tiny_omni
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    assistant = tiny_omni.assistant()
+    assistant.model.save_pretrained(directory)
+    assistant.processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    PILImage.fromarray(tiny_omni.picture(40, 60)).save(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omni", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_ask_prints_the_answer_and_nothing_else(run, model_dir, picture):
+    code, out, err = run("ask", "What?", picture, "--model", model_dir, "--max-new-tokens", 5)
+    assert code == 0
+    assert err == ""
+    expected = tiny_omni.assistant().ask("What?", picture, max_new_tokens=5).text
+    assert out == expected + "\n"
+
+
+def test_ask_json_is_one_object_with_answer_ledger_model_and_version(run, model_dir, picture):
+    arguments = ("--model", model_dir, "--max-new-tokens", 5, "--json")
+    code, out, _ = run("ask", "What?", picture, *arguments)
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) == {"answer", "ledger", "model", "version"}
+    [medium] = found["ledger"]["media"]
+    assert medium["name"] == str(picture)
+    assert [stage["name"] for stage in medium["stages"]] == [
+        "patches",
+        "pixel_shuffle(0.5)",
+        "prompt",
+    ]
+    assert set(medium["seconds"]) == {"decode", "encode", "reduce"}
+
+
+def test_plan_counts_without_running_the_model(run, model_dir, picture, monkeypatch):
+    from omni.model import OmniModel
+
+    monkeypatch.setattr(OmniModel, "forward", lambda *_, **__: pytest.fail("the model ran"))
+    code, out, _ = run("plan", "What?", picture, "--model", model_dir, "--json")
+    assert code == 0
+    ledger = json.loads(out)["ledger"]
+    assert (
+        ledger["prompt_tokens"] == ledger["text_tokens"] + ledger["media"][0]["stages"][-1]["count"]
+    )
+    code, out, _ = run("plan", "What?", picture, "--model", model_dir)
+    assert code == 0
+    assert "picture.png" in out
+
+
+def test_doctor_reports_every_group(run):
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    groups = {finding["group"] for finding in json.loads(out)["findings"]}
+    assert groups == {"versions", "compute", "kernels", "decoders", "memory"}
+    assert run("doctor")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothere.png",), "nothere.png"),
+        (("--reduce", "video"), "not of the form MODALITY=SPEC"),
+        (("--reduce", "video=evz(0.5)"), "evs"),
+        (("--max-tokens", 3), "budget is 3"),
+        (("--temperature", -1), "temperature is -1"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_and_exit_code_2(run, model_dir, arguments, message):
+    video = ()
+    if "video=evz(0.5)" in arguments:
+        video = (Path(__file__).parents[2] / "examples" / "media" / "clip.mp4",)
+    code, out, err = run("ask", "What?", *video, *arguments, "--model", model_dir)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_checkpoint_that_is_none_is_one_line_too(run, tmp_path):
+    code, _, err = run("ask", "What?", "--model", tmp_path)
+    assert code == 2
+    assert "config.json" in err
+    assert err.count("\n") == 1
+
+
+def test_chat_keeps_the_conversation_and_survives_a_bad_file(run, model_dir, picture, monkeypatch):
+    lines = iter(["/file nothere.png", "What?", f"/file {picture}", "And this?", "Again?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    code, out, err = run("chat", "--model", model_dir, "--max-new-tokens", 4)
+    assert code == 0
+    assert out.count("\n") >= 2
+    assert "nothere.png" in err
+
+
+@pytest.mark.parametrize("verb", ["ask", "chat", "plan", "doctor"])
+def test_help_of_every_verb_says_what_it_does(run, verb):
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_a_broken_pipe_is_no_traceback(model_dir):
+    code = "from omni.cli import main; import sys; sys.argv = ['omni', 'doctor']; main()"
+    process = subprocess.run(
+        f"{sys.executable} -c {code!r} | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in process.stderr
