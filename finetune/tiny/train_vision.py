@@ -1,0 +1,328 @@
+"""Train the vision tower of `omni-tiny` with direct heads.
+
+    python -m finetune.tiny.train_vision --data ../shared/data --out ../runs/tiny/vision \
+        --steps 4000
+
+Writes `vision_model.safetensors` (names of transformers' `RadioModel`), `heads.safetensors`,
+`metrics.json` and a line of figures per evaluation in `metrics.jsonl`. A stopped run goes on
+from its last checkpoint with `--resume`. One core trains, a worker process makes the batches.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import RadioModel
+
+from finetune.tiny.vision_data import (
+    IGNORE,
+    BatchSizes,
+    Task,
+    VisionBatches,
+    spell,
+    validation_tasks,
+)
+from finetune.tiny.vision_tower import VisionHeads, build_tower, encode, fold, tower_config
+
+logger = logging.getLogger(__name__)
+
+# Weight of each target in the loss: a mean over its items, whatever their number.
+LOSS_WEIGHTS = {
+    "photo": 1.0,
+    "digit": 0.4,
+    "reading": 1.5,
+    "symbol": 1.5,
+    "index": 0.5,
+    "colour": 0.3,
+    "shape": 0.2,
+    "direction": 0.5,
+    "cover": 1.0,
+}
+# Most places of a line picture show no text; at full weight they would drown the characters.
+NOTHING_WEIGHTS = {"reading": 0.3, "symbol": 0.15, "index": 0.15, "cover": 0.15}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionTraining:
+    """Settings of one run.
+
+    Attributes:
+        steps: Optimiser steps; the learning rate ends at 0 there.
+        sizes: Items of each task in a step.
+        learning_rate: Highest learning rate, reached after `warmup_steps`, then cosine to 0.
+        weight_decay: Muon's, on the matrices of the tower's layers only.
+        warmup_steps: Steps of linear warm-up.
+        max_grad_norm: Gradients are clipped to this norm.
+        save_every: Steps between checkpoints.
+        evaluate_every: Steps between evaluations on a part of the validation set.
+        validation_items: Items a task in such a part; the last evaluation uses 2,560.
+        seed: Seed of weights and data.
+        bfloat16: Multiply matrices in bfloat16; weights stay float32.
+        num_workers: Processes that make batches; 0 makes them in the training process.
+    """
+
+    steps: int
+    sizes: BatchSizes = field(default_factory=BatchSizes)
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 150
+    max_grad_norm: float = 1.0
+    save_every: int = 200
+    evaluate_every: int = 400
+    validation_items: int = 320
+    seed: int = 0
+    bfloat16: bool = True
+    num_workers: int = 1
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def head_scores(
+    tower: RadioModel, heads: VisionHeads, tasks: Sequence[Task]
+) -> list[dict[str, Tensor]]:
+    """Run tower and heads.
+
+    Args:
+        tower: Vision tower.
+        heads: Direct heads.
+        tasks: What to encode; the keys of its targets say which heads are asked.
+
+    Returns:
+        For each task, scores by target name, float32, classes last.
+    """
+    scores: list[dict[str, Tensor]] = []
+    for task, features in zip(tasks, encode(tower, [task.part for task in tasks]), strict=True):
+        tokens = fold(features, task.part.grid)
+        found: dict[str, Tensor] = {}
+        if "reading" in task.targets:
+            found["reading"] = heads.reading(tokens)
+            found["symbol"], found["index"] = heads.place(features)
+        if "cover" in task.targets:
+            found["cover"] = heads.cover(features)
+        for name in ("photo", "digit", "colour", "shape", "direction"):
+            if name in task.targets:
+                found[name] = heads.get_submodule(name)(tokens)
+        scores.append({name: score.float() for name, score in found.items()})
+    return scores
+
+
+def total_loss(scores: Sequence[dict[str, Tensor]], tasks: Sequence[Task]) -> Tensor:
+    """Return the weighted sum of the cross entropies of all targets."""
+    losses = []
+    for found, task in zip(scores, tasks, strict=True):
+        for name, score in found.items():
+            class_weights = score.new_ones(score.shape[-1])
+            class_weights[0] = NOTHING_WEIGHTS.get(name, 1.0)
+            loss = F.cross_entropy(
+                score.flatten(0, -2),
+                task.targets[name].flatten(),
+                class_weights,
+                ignore_index=IGNORE,
+            )
+            losses.append(LOSS_WEIGHTS[name] * loss)
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def evaluate(
+    tower: RadioModel, heads: VisionHeads, tasks: Iterable[Task], *, bfloat16: bool
+) -> dict[str, float]:
+    """Measure tower and heads.
+
+    Args:
+        tower: Vision tower.
+        heads: Direct heads.
+        tasks: Examples never trained on.
+        bfloat16: As in training.
+
+    Returns:
+        Accuracies by `task/target`, and `line/character_error` (edits per character).
+    """
+    right: dict[str, float] = defaultdict(float)
+    total: dict[str, float] = defaultdict(float)
+    for task in tasks:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            found = head_scores(tower, heads, [task])[0]
+        for name, score in found.items():
+            target = task.targets[name]
+            if name == "reading":
+                texts = [spell(row) for row in score.argmax(-1).tolist()]
+                for text, truth in zip(texts, task.texts, strict=True):
+                    right["line/character_error"] += edit_distance(text, truth)
+                    total["line/character_error"] += len(truth)
+                    right["line/exact"] += text == truth
+                    total["line/exact"] += 1
+                continue
+            # Places without text would hide how well characters are told apart.
+            counted = target > 0 if name in ("symbol", "index", "cover") else target != IGNORE
+            right[f"{task.name}/{name}"] += float((score.argmax(-1) == target)[counted].sum())
+            total[f"{task.name}/{name}"] += float(counted.sum())
+    return {name: round(right[name] / total[name], 4) for name in sorted(total)}
+
+
+def edit_distance(found: str, expected: str) -> int:
+    """Return the least number of insertions, deletions and replacements between two texts."""
+    previous = list(range(len(expected) + 1))
+    for i, a in enumerate(found, start=1):
+        current = [i]
+        for j, b in enumerate(expected, start=1):
+            change = previous[j - 1] + (a != b)
+            current.append(min(previous[j] + 1, current[-1] + 1, change))
+        previous = current
+    return previous[-1]
+
+
+def build_optimizers(
+    tower: RadioModel, heads: VisionHeads, settings: VisionTraining
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Build Muon for the matrices inside the tower's layers and AdamW for everything else.
+
+    Muon gets about twice as far in the few thousand steps there are; scaled to AdamW's size of
+    update, both take the same learning rate.
+    """
+    inner = [p for p in tower.encoder.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in inner}
+    outer = [p for module in (tower, heads) for p in module.parameters() if id(p) not in chosen]
+    return (
+        torch.optim.Muon(
+            inner, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(outer, lr=0.0, weight_decay=0.0, betas=(0.9, 0.98)),
+    )
+
+
+def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = False) -> None:
+    """Train tower and heads, and leave the weights and their figures in a folder.
+
+    Args:
+        data: Folder of the training data.
+        out: Folder for weights, checkpoint and figures; made if missing.
+        settings: Settings of the run.
+        resume: Go on from the checkpoint in `out` if there is one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    tower = build_tower(tower_config())
+    heads = VisionHeads(tower.config.hidden_size)
+    optimizers = build_optimizers(tower, heads, settings)
+    first_step, seconds = 0, 0.0
+    if resume and (out / "checkpoint.pt").exists():
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        tower.load_state_dict(load_file(out / "vision_model.safetensors"))
+        heads.load_state_dict(load_file(out / "heads.safetensors"))
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first_step, seconds = state["step"], state["seconds"]
+        logger.info("resumed at step %d", first_step)
+
+    batches = DataLoader(
+        VisionBatches(data, settings.seed, settings.steps, settings.sizes),
+        sampler=range(first_step, settings.steps),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=settings.num_workers,
+        prefetch_factor=6 if settings.num_workers else None,
+    )
+    held_out = validation_tasks(data, settings.validation_items)
+    started, mean_loss = time.monotonic() - seconds, 0.0
+    for step, tasks in enumerate(batches, start=first_step):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate_at(step)
+            optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            scores = head_scores(tower, heads, tasks)
+        loss = total_loss(scores, tasks)
+        loss.backward()
+        parameters = [*tower.parameters(), *heads.parameters()]
+        nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+
+        done, seconds = step + 1, time.monotonic() - started
+        mean_loss += (loss.item() - mean_loss) / min(done - first_step, 50)
+        if done % 50 == 0:
+            logger.info("step %d loss %.3f, %.2f s a step", done, mean_loss, seconds / done)
+        if done % settings.evaluate_every == 0 and done < settings.steps:
+            figures = evaluate(tower, heads, held_out, bfloat16=settings.bfloat16)
+            _append(out, {"step": done, "seconds": round(seconds), "loss": mean_loss, **figures})
+        if done % settings.save_every == 0 or done == settings.steps:
+            _save(out, tower, heads, optimizers, done, seconds)
+
+    figures = evaluate(tower, heads, validation_tasks(data, 2560), bfloat16=False)
+    samples = {name: size * settings.steps for name, size in settings.sizes._asdict().items()}
+    report = {
+        "steps": settings.steps,
+        "seconds": round(seconds),
+        "samples": samples,
+        "validation": figures,
+    }
+    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    _append(out, {"step": settings.steps, "seconds": round(seconds), "final": True, **figures})
+
+
+def _as_it_is(tasks: list[Task]) -> list[Task]:
+    return tasks  # the loader's own conversion would turn named tuples into lists
+
+
+def _append(out: Path, row: dict[str, object]) -> None:
+    logger.info("%s", row)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _save(
+    out: Path,
+    tower: RadioModel,
+    heads: VisionHeads,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
+) -> None:
+    """Write weights and optimiser state; each file is replaced whole."""
+    save_file(tower.state_dict(), out / "vision_model.new")
+    save_file(heads.state_dict(), out / "heads.new")
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"optimizers": states, "step": step, "seconds": seconds}
+    torch.save(state, out / "checkpoint.new")
+    (out / "vision_model.new").replace(out / "vision_model.safetensors")
+    (out / "heads.new").replace(out / "heads.safetensors")
+    (out / "checkpoint.new").replace(out / "checkpoint.pt")
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
+    parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    settings = VisionTraining(
+        steps=arguments.steps, learning_rate=arguments.learning_rate, seed=arguments.seed
+    )
+    train(arguments.data, arguments.out, settings, resume=arguments.resume)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+"""Training examples of the vision tower: photographs, digits, printed lines, shapes, clips.
+
+Pictures reach the tower exactly as in the product: `choose_image_grid` or `choose_video_grid`,
+then `resize_and_patchify`. A step's batch is a function of the seed and the step alone, so a run
+that is resumed sees what it would have seen.
+"""
+
+import io
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy.random import Generator
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from encoders.vision.preprocessing import (
+    choose_image_grid,
+    choose_video_grid,
+    resize_and_patchify,
+)
+from finetune.tiny.drawing import (
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    draw_frame,
+    random_motion,
+    random_still,
+    shape_mask,
+)
+from finetune.tiny.fonts import Fonts, Split, find_fonts
+from finetune.tiny.printed import (
+    CHARACTERS,
+    MAX_CHARACTERS,
+    Line,
+    random_line_size,
+    render_easy_line,
+    render_line,
+)
+from finetune.tiny.vision_tower import SUBCOLUMNS, Part
+
+PHOTO_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+VALIDATION_SHARE = 0.1
+IGNORE = -100  # target of a place that counts for nothing
+
+# Limits of `omni-tiny`: a picture becomes 64 to 256 patches, a video frame about 64.
+MIN_PATCHES, MAX_PATCHES, FRAME_PATCHES = 64, 256, 64
+EASY_GRID = (4, 20)
+
+
+class Task(NamedTuple):
+    """One task's share of a batch: pictures or tubelets of one grid, and what they show."""
+
+    name: str
+    part: Part
+    targets: dict[str, Int64[Tensor, "..."]]
+    texts: tuple[str, ...] = ()
+
+
+def image_grid(height: int, width: int) -> tuple[int, int]:
+    """Return the patch grid that `omni-tiny` gives a picture of this size in pixels."""
+    return choose_image_grid(height, width, min_patches=MIN_PATCHES, max_patches=MAX_PATCHES)
+
+
+def video_grid(height: int, width: int) -> tuple[int, int]:
+    """Return the patch grid that `omni-tiny` gives a frame of this size in pixels."""
+    return choose_video_grid(height, width, target_patches=FRAME_PATCHES)
+
+
+# ---- data sets in memory ----
+
+
+@cache
+def cifar_arrays(data: Path, split: Split) -> tuple[UInt8[np.ndarray, "n 32 32 3"], np.ndarray]:
+    """Load the photographs of ten classes; a fixed tenth by file name is for validation.
+
+    Args:
+        data: Folder with `cifar10/images.zip`.
+        split: Which part.
+
+    Returns:
+        Pictures, and class numbers into `PHOTO_CLASSES`, int64.
+    """
+    pictures, labels = [], []
+    with zipfile.ZipFile(data / "cifar10" / "images.zip") as archive:
+        for name in sorted(n for n in archive.namelist() if n.endswith(".jpg")):
+            if _is_validation(name) == (split == "validation"):
+                with Image.open(io.BytesIO(archive.read(name))) as picture:
+                    pictures.append(np.asarray(picture.convert("RGB")))
+                labels.append(PHOTO_CLASSES.index(name.split("/")[0]))
+    return np.stack(pictures), np.asarray(labels, dtype=np.int64)
+
+
+@cache
+def mnist_arrays(data: Path, split: Split) -> tuple[UInt8[np.ndarray, "n 28 28"], np.ndarray]:
+    """Load the handwritten digits; a fixed tenth by position is for validation.
+
+    Args:
+        data: Folder with `mnist5k/mnist_train.npz`.
+        split: Which part.
+
+    Returns:
+        Grey pictures, white on black, and digits, int64.
+    """
+    with np.load(data / "mnist5k" / "mnist_train.npz") as arrays:
+        pictures, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    held_out = np.asarray([_is_validation(f"mnist/{i}") for i in range(len(pictures))])
+    chosen = held_out if split == "validation" else ~held_out
+    return pictures[chosen], labels[chosen]
+
+
+def _is_validation(name: str) -> bool:
+    return zlib.crc32(name.encode()) % 1000 < 1000 * VALIDATION_SHARE
+
+
+# ---- augmentation ----
+
+
+def augment_photo(
+    rng: Generator, picture: UInt8[np.ndarray, "32 32 3"]
+) -> UInt8[np.ndarray, "32 32 3"]:
+    """Shift by up to 4 pixels, mirror, and change brightness, contrast and saturation a little."""
+    y, x = rng.integers(0, 9, 2)
+    picture = np.pad(picture, ((4, 4), (4, 4), (0, 0)), mode="reflect")[y : y + 32, x : x + 32]
+    if rng.random() < 0.5:
+        picture = picture[:, ::-1]
+    values = picture.astype(np.float32)
+    grey = values.mean(-1, keepdims=True)
+    values = grey + (values - grey) * rng.uniform(0.7, 1.3)
+    values = (values - values.mean()) * rng.uniform(0.75, 1.25) + values.mean()
+    return np.clip(values + rng.uniform(-25, 25), 0, 255).astype(np.uint8)
+
+
+def augment_digit(
+    rng: Generator, picture: UInt8[np.ndarray, "28 28"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Rotate, scale, shear, shift, thicken or thin, sometimes swap black and white."""
+    size = 28 if rng.random() < 0.8 else int(rng.choice([32, 48, 64, 96]))
+    image = Image.fromarray(picture)
+    angle, shear = rng.normal(0, 0.14), rng.normal(0, 0.12)
+    scale = 28 / size * rng.uniform(0.85, 1.15)
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    a, b, d, e = cos, shear * cos - sin, sin, cos + shear * sin
+    centre, target = 14 + rng.uniform(-2, 2, 2), size / 2
+    image = image.transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        (
+            a, b, centre[0] - (a + b) * target,
+            d, e, centre[1] - (d + e) * target,
+        ),
+        resample=Image.Resampling.BICUBIC,
+    )  # fmt: skip
+    kind = rng.random()
+    if kind < 0.15:
+        image = image.filter(ImageFilter.MaxFilter(3))
+    elif kind < 0.22:
+        image = image.filter(ImageFilter.GaussianBlur(0.7))
+    pixels = np.asarray(image).astype(np.float32)
+    if rng.random() < 0.3:
+        pixels = 255 - pixels
+    if rng.random() < 0.2:
+        pixels = pixels + rng.normal(0, 10, pixels.shape)
+    return np.repeat(np.clip(pixels, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+# ---- one task's share of a batch ----
+
+
+def photos(pictures: np.ndarray, labels: np.ndarray) -> Task:
+    """Make tower input from 32 x 32 photographs and their class numbers."""
+    return Task("photo", _part(list(pictures)), {"photo": torch.from_numpy(labels)})
+
+
+def digits(pictures: list[np.ndarray], labels: np.ndarray) -> Task:
+    """Make tower input from RGB pictures of digits, which share a grid whatever their size."""
+    return Task("digit", _part(pictures), {"digit": torch.from_numpy(labels)})
+
+
+def lines(drawn: list[Line]) -> Task:
+    """Make tower input from printed lines that share a grid, and targets for every patch."""
+    part = _part([line.image for line in drawn])
+    places = [_place_targets(line, part.grid) for line in drawn]
+    reading = np.zeros((len(drawn), MAX_CHARACTERS), dtype=np.int64)
+    for row, line in zip(reading, drawn, strict=True):
+        row[: len(line.text)] = symbols(line.text)
+    targets = {
+        "reading": torch.from_numpy(reading),
+        "symbol": torch.from_numpy(np.stack([symbol for symbol, _ in places])),
+        "index": torch.from_numpy(np.stack([index for _, index in places])),
+    }
+    return Task("line", part, targets, tuple(line.text for line in drawn))
+
+
+def random_lines(rng: Generator, fonts: Fonts, count: int) -> Task:
+    """Draw `count` printed lines of one random grid."""
+    sizes = list(_line_sizes().values())
+    weights = np.asarray([len(group) for group in sizes], dtype=np.float64)
+    group = sizes[int(rng.choice(len(sizes), p=weights / weights.sum()))]
+    chosen = [group[int(rng.integers(len(group)))] for _ in range(count)]
+    return lines([render_line(rng, fonts, size) for size in chosen])
+
+
+def easy_lines(rng: Generator, fonts: Fonts, count: int) -> Task:
+    """Draw `count` long plain lines of one fixed grid, to learn letters from."""
+    sizes = _line_sizes()[EASY_GRID]
+    chosen = [sizes[int(rng.integers(len(sizes)))] for _ in range(count)]
+    return lines([render_easy_line(rng, fonts, size) for size in chosen])
+
+
+def easy_share(progress: float) -> float:
+    """Return the share of steps whose lines are easy, after a share `progress` of all steps."""
+    return float(np.clip((0.75 - progress) / 0.15, 0.1, 1.0))
+
+
+def random_stills(rng: Generator, count: int) -> Task:
+    """Draw `count` pictures of a coloured shape, of one grid; a few are large."""
+    side = int(rng.integers(129, 300)) if rng.random() < 0.08 else 0
+    size = (side, side) if side else None
+    drawn = [random_still(rng, size) for _ in range(count)]
+    facts = [fact for _, fact in drawn]
+    return Task("still", _part([picture for picture, _ in drawn]), _shape_targets(facts))
+
+
+def random_tubelets(rng: Generator, count: int) -> Task:
+    """Draw `count` pairs of consecutive frames of clips of one grid."""
+    height, width = (1, 1) if rng.random() < 0.75 else _CLIP_ASPECTS[int(rng.integers(4))]
+    grid = video_grid(height, width)
+    rows, covers, facts = [], [], []
+    for _ in range(count):
+        scale = rng.integers(64, 161) / max(height, width)
+        motion = random_motion(rng, (round(height * scale), round(width * scale)))
+        first = int(rng.integers(motion.num_frames - 1))
+        pair = np.stack([draw_frame(rng, motion, first + i) for i in range(2)])
+        frames = resize_and_patchify(torch.from_numpy(pair), grid).unflatten(0, (2, -1))
+        rows.append(torch.cat(list(frames), dim=-1))  # (patches, 2 * values): frame by frame
+        covers.append(_cover_targets([shape_mask(motion, first + i) for i in range(2)], grid))
+        facts.append(
+            {"colour": motion.colour, "shape": motion.shape, "direction": motion.direction}
+        )
+    targets = {"cover": torch.stack(covers), **_shape_targets(facts)}
+    return Task("clip", Part(torch.stack(rows), grid), targets)
+
+
+def symbols(text: str) -> list[int]:
+    """Return symbol numbers of a text; 0 is kept for "nothing"."""
+    return [CHARACTERS.index(character) + 1 for character in text]
+
+
+def spell(numbers: list[int]) -> str:
+    """Return the text of symbol numbers up to the first "nothing"."""
+    end = numbers.index(0) if 0 in numbers else len(numbers)
+    return "".join(CHARACTERS[number - 1] for number in numbers[:end])
+
+
+# ---- batches ----
+
+
+class BatchSizes(NamedTuple):
+    """Items of each task in one step; photographs are the hardest, printed lines the dearest."""
+
+    photo: int = 12
+    line: int = 44
+    digit: int = 8
+    clip: int = 10
+    still: int = 2
+
+
+class VisionBatches(Dataset[list[Task]]):
+    """Training batches by step number; item `step` is the same whenever it is asked for."""
+
+    def __init__(self, data: Path, seed: int, num_steps: int, sizes: BatchSizes) -> None:
+        self.data, self.seed, self.num_steps, self.sizes = data, seed, num_steps, sizes
+        cifar_arrays(data, "train")  # decoded once, before worker processes are forked
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> list[Task]:
+        rng = np.random.default_rng((self.seed, step))
+        pictures, labels = cifar_arrays(self.data, "train")
+        chosen = _epoch_order(self.seed, len(labels), step * self.sizes.photo, self.sizes.photo)
+        photo = photos(np.stack([augment_photo(rng, pictures[i]) for i in chosen]), labels[chosen])
+        pictures, labels = mnist_arrays(self.data, "train")
+        chosen = rng.integers(len(labels), size=self.sizes.digit)
+        easy = rng.random() < easy_share(step / self.num_steps)
+        draw_lines = easy_lines if easy else random_lines
+        return [
+            photo,
+            draw_lines(rng, find_fonts("train"), self.sizes.line),
+            digits([augment_digit(rng, pictures[i]) for i in chosen], labels[chosen]),
+            random_tubelets(rng, self.sizes.clip),
+            random_stills(rng, self.sizes.still),
+        ]
+
+
+def validation_tasks(data: Path, count: int, seed: int = 1) -> list[Task]:
+    """Make the fixed validation set: held-out photographs and digits, unseen fonts, new clips.
+
+    Args:
+        data: Folder of the training data.
+        count: Items a task, at most; photographs and digits may be fewer.
+        seed: Seed of what is drawn.
+    """
+    rng = np.random.default_rng((seed, 0x5EED))
+    tasks: list[Task] = []
+    pictures, labels = cifar_arrays(data, "validation")
+    order = rng.permutation(len(labels))[:count]
+    tasks += [photos(pictures[o], labels[o]) for o in _chunks(order)]
+    pictures, labels = mnist_arrays(data, "validation")
+    order = rng.permutation(len(labels))[:count]
+    for chunk in _chunks(order):
+        plain = [np.repeat(pictures[i][..., None], 3, axis=-1) for i in chunk]
+        tasks.append(digits(plain, labels[chunk]))
+    for make in _drawn_validation():
+        tasks += [make(rng) for _ in range(max(1, count // 16))]
+    return tasks
+
+
+def _drawn_validation() -> list[Callable[[Generator], Task]]:
+    fonts = find_fonts("validation")
+    return [
+        lambda rng: random_lines(rng, fonts, 16),
+        lambda rng: random_tubelets(rng, 16),
+        lambda rng: random_stills(rng, 16),
+    ]
+
+
+_CLIP_ASPECTS = ((3, 4), (9, 16), (4, 3), (16, 9))  # height, width
+
+
+@cache
+def _line_sizes() -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Natural picture sizes of printed lines by the grid they get, so that batches are dense."""
+    rng = np.random.default_rng(0)
+    sizes: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for _ in range(4000):
+        size = random_line_size(rng)
+        sizes[image_grid(*size)].append(size)
+    return dict(sizes)
+
+
+def _part(pictures: list[np.ndarray]) -> Part:
+    """Resize pictures that share a grid, whatever their sizes, to tower input."""
+    grid = image_grid(*pictures[0].shape[:2])
+    if len({picture.shape for picture in pictures}) == 1:
+        pixels = torch.from_numpy(np.stack(pictures))
+        rows = resize_and_patchify(pixels, grid)
+    else:
+        rows = torch.cat(
+            [resize_and_patchify(torch.from_numpy(picture)[None], grid) for picture in pictures]
+        )
+    return Part(rows.unflatten(0, (len(pictures), -1)), grid)
+
+
+def _place_targets(line: Line, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which symbol, and which character of the line from 1, stands at each patch's subcolumns.
+
+    Returns:
+        Two int64 arrays `(patches, subcolumns)`; 0 where there is no text, `IGNORE` in patch rows
+        that text only touches.
+    """
+    height, width = line.image.shape[:2]
+    rows, columns = grid
+    edges = line.edges * (columns * 16 / width)
+    top, bottom = line.top * rows * 16 / height, line.bottom * rows * 16 / height
+    centres = (np.arange(columns * SUBCOLUMNS) + 0.5) * 16 / SUBCOLUMNS
+    index = np.searchsorted(edges, centres, side="right")  # 0 before the text, n + 1 after
+    index[index > len(line.text)] = 0
+    symbol = np.asarray([0, *symbols(line.text)])[index]
+
+    starts = np.arange(rows) * 16.0
+    overlap = np.minimum(starts + 16, bottom) - np.maximum(starts, top)
+    share = np.clip(overlap, 0, None) / min(16.0, max(bottom - top, 1.0))
+    keep = np.where(share >= 0.4, 1, np.where(share > 0, IGNORE, 0))[:, None]
+    placed = [np.where(keep == 1, values[None, :], keep) for values in (symbol, index)]
+    symbol_map, index_map = (p.reshape(rows * columns, SUBCOLUMNS).astype(np.int64) for p in placed)
+    return symbol_map, index_map
+
+
+def _cover_targets(masks: list[np.ndarray], grid: tuple[int, int]) -> Int64[Tensor, "patches 8"]:
+    """Whether the shape covers each quarter of each patch, for the first and the second frame."""
+    rows, columns = grid
+    covered = torch.from_numpy(np.stack(masks)).float()[None] / 255
+    quarters = F.adaptive_avg_pool2d(covered, (2 * rows, 2 * columns))[0] > 0.5
+    blocks = quarters.reshape(2, rows, 2, columns, 2).permute(1, 3, 0, 2, 4)
+    return blocks.reshape(rows * columns, 8).long()
+
+
+def _shape_targets(facts: list[dict[str, str]]) -> dict[str, Tensor]:
+    names = {"colour": list(COLOURS), "shape": list(SHAPES), "direction": list(DIRECTIONS)}
+    return {
+        key: torch.tensor([names[key].index(fact[key]) for fact in facts])
+        for key in names
+        if key in facts[0]
+    }
+
+
+def _epoch_order(seed: int, total: int, start: int, count: int) -> np.ndarray:
+    """Positions `start` to `start + count` of an endless row of shuffled epochs."""
+    places = np.arange(start, start + count)
+    orders = {e: _shuffled(seed, e, total) for e in np.unique(places // total).tolist()}
+    return np.asarray([orders[p // total][p % total] for p in places.tolist()])
+
+
+@cache
+def _shuffled(seed: int, epoch: int, total: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, total)).permutation(total)
+
+
+def _chunks(order: np.ndarray, size: int = 64) -> list[np.ndarray]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
