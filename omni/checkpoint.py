@@ -217,7 +217,7 @@ def save_checkpoint(
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         shard = {name: _join(parts[name], tensors) for name in names}
-        save_file(shard, directory / f"{file}.partial", metadata={"format": "pt"})
+        _write_shard(shard, directory / f"{file}.partial")
         total_size += sum(tensor.nbytes for tensor in shard.values())
         weight_map.update(dict.fromkeys(names, file))
     _replace_files(directory, set(weight_map.values()))
@@ -274,6 +274,14 @@ def _part(part: tuple[str, Piece], tensors: Mapping[str, Tensor]) -> Tensor:
 def _join(joined: list[tuple[str, Piece]], tensors: Mapping[str, Tensor]) -> Tensor:
     whole = [_part(part, tensors).cpu() for part in joined]
     return torch.cat(whole).contiguous() if len(whole) > 1 else whole[0].contiguous()
+
+
+def _write_shard(shard: dict[str, Tensor], file: Path) -> None:
+    # safetensors makes files that only their owner can read; take the mode of ordinary ones.
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(shard, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def _replace_files(directory: Path, files: set[str]) -> None:

@@ -417,6 +417,12 @@ def test_saving_replaces_an_older_save_completely(model, tmp_path):
     assert (tmp_path / "model.safetensors.index.json").exists()
 
 
+def test_weights_are_as_readable_as_other_files(saved):
+    modes = {oct(file.stat().st_mode) for file in saved.iterdir()}
+
+    assert len(modes) == 1
+
+
 def test_shards_keep_to_the_limit(model, tmp_path):
     save_checkpoint(model, tmp_path, max_shard_size="20KB")
 
