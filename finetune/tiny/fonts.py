@@ -63,7 +63,7 @@ def find_fonts(split: Split) -> Fonts:
         for path in sorted(directory.rglob("*.[to]tf")):
             family = ImageFont.truetype(str(path), size=16).getname()[0] or ""
             group = _family_group(family)
-            if group in wanted:
+            if group is not None and group in wanted:
                 found.setdefault(group, []).append(path)
     if not found:
         raise FileNotFoundError(

@@ -72,7 +72,14 @@ def build_tower(config: RadioConfig) -> RadioModel:
             _sine_table(embeddings.max_rows, embeddings.max_cols, config.hidden_size)
         )
         for layer in tower.encoder.layer:
-            _mimic_trained_attention(layer.attention, config.hidden_size)
+            attention = layer.attention
+            _mimic_trained_attention(
+                attention.q_proj,
+                attention.k_proj,
+                attention.v_proj,
+                attention.o_proj,
+                config.num_attention_heads,
+            )
             layer.mlp.fc2.weight.mul_(1 / math.sqrt(2 * config.num_hidden_layers))
     return tower
 
@@ -264,18 +271,21 @@ def _sine_table(rows: int, columns: int, width: int) -> Float[Tensor, "1 places 
     return table.reshape(1, rows * columns, width)
 
 
-def _mimic_trained_attention(attention: nn.Module, width: int) -> None:
+def _mimic_trained_attention(
+    query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, num_heads: int
+) -> None:
     """Set q, k so that q^T k ~ 0.7 I + noise a head, and v, o so that o v ~ noise - 0.4 I."""
+    width = query.in_features
+    head_dim = query.out_features // num_heads
     identity = torch.eye(width)
-    head_dim = attention.head_dim
-    for head in range(attention.num_attention_heads):
+    for head in range(num_heads):
         rows = slice(head * head_dim, (head + 1) * head_dim)
         wished = 0.7 * identity + 0.7 * torch.randn(width, width) / math.sqrt(width)
         left, singular, right = torch.linalg.svd(wished)
         root = singular[:head_dim].sqrt()[:, None]
-        attention.q_proj.weight[rows] = root * left[:, :head_dim].T
-        attention.k_proj.weight[rows] = root * right[:head_dim]
+        query.weight[rows] = root * left[:, :head_dim].T
+        key.weight[rows] = root * right[:head_dim]
     wished = 0.4 * torch.randn(width, width) / math.sqrt(width) - 0.4 * identity
     left, singular, right = torch.linalg.svd(wished)
-    attention.o_proj.weight.copy_(left * singular.sqrt())
-    attention.v_proj.weight.copy_(singular.sqrt()[:, None] * right)
+    output.weight.copy_(left * singular.sqrt())
+    value.weight.copy_(singular.sqrt()[:, None] * right)
