@@ -134,7 +134,8 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             check_memory(directory, dtype=dtype, device=target)
         with torch.device("meta"):
             model = cls(config)
-        materialise(model, directory, dtype=dtype, device=target, device_map=device_map)
+        place = {"device": target} if device_map is None else {"device_map": device_map}
+        materialise(model, directory, dtype=dtype, **place)
         model.eval()
         return model
 

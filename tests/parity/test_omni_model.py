@@ -142,7 +142,7 @@ def test_generate_of_transformers_gives_the_same_tokens(models, beams):
         ours, theirs = models.ours.generate(**arguments), models.theirs.generate(**arguments)
         assert ours.tolist() == theirs.tolist()
         return
-    # With beams transformers repeats packed rows wrongly, so each row is compared with itself alone.
+    # With beams transformers repeats packed rows wrongly: each row is compared with itself alone.
     ours = models.ours.generate(**arguments)
     for i in range(2):
         alone = arguments | {

@@ -1,0 +1,148 @@
+import pytest
+import torch
+
+from omni import memory
+from omni.errors import CheckpointError, NotEnoughMemoryError, RequestError
+from omni.generation import GenerationOptions, Vocabulary, collect, generate, prefill
+from omni.inputs import collate, pack
+from omni.model import OmniModel, next_token_loss
+from tests.support import tiny_omni
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": tiny_omni.VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 11,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved")
+    tiny_omni.omni_model().save_pretrained(directory)
+    return directory
+
+
+def request(model, text="<image>What?"):
+    processor = tiny_omni.omni_processor(model.config)
+    return processor.from_text(text, [processor.load_media(tiny_omni.picture(40, 40))])
+
+
+@pytest.mark.parametrize("text_config", [None, LLAMA], ids=["hybrid", "llama"])
+def test_any_causal_language_model_can_be_the_decoder(text_config):
+    changes = {} if text_config is None else {"text_config": dict(text_config)}
+    model = tiny_omni.omni_model(**changes)
+    samples = [request(model), request(model, "<image>And this, pray?")]
+    batch = collate(samples, pad_token_id=0, padding_side="left")
+    vocabulary = Vocabulary(stop=frozenset(), banned=(18, 27))
+    options = GenerationOptions(max_new_tokens=4)
+    together = collect(generate(model, prefill(model, batch), options, vocabulary), 2)
+    for sample, tokens in zip(samples, together, strict=True):
+        alone = collect(generate(model, prefill(model, sample), options, vocabulary), 1)
+        assert alone == [tokens]
+
+
+def test_packing_with_another_decoder_is_refused():
+    model = tiny_omni.omni_model(text_config=dict(LLAMA))
+    with pytest.raises(RequestError, match=r"needs the hybrid backbone.*'llama'"):
+        model(**pack([request(model), request(model)]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, None])
+def test_weights_load_in_the_wanted_format(saved, dtype):
+    model = OmniModel.from_pretrained(saved, dtype=dtype)
+    expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    assert model.dtype == expected
+    biases = [b for n, b in model.named_buffers() if "e_score_correction_bias" in n]
+    assert all(bias.dtype == torch.float32 for bias in biases)
+
+
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, "auto"])
+def test_a_device_map_places_the_model_and_changes_nothing(saved, device_map):
+    mapped = OmniModel.from_pretrained(saved, device_map=device_map, dtype=torch.float32)
+    plain = OmniModel.from_pretrained(saved)
+    inputs = request(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(mapped(**inputs).logits, plain(**inputs).logits)
+
+
+def test_two_ways_of_placing_are_refused(saved):
+    with pytest.raises(RequestError, match="both place the model"):
+        OmniModel.from_pretrained(saved, device="cpu", device_map="auto")
+
+
+def test_a_model_that_does_not_fit_is_refused_with_both_numbers(saved, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda *_: 1000)
+    with pytest.raises(NotEnoughMemoryError, match="free"):
+        OmniModel.from_pretrained(saved)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        OmniModel.from_pretrained(tmp_path)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model = tiny_omni.omni_model()
+    inputs = request(model)
+    labels = inputs.input_ids.clone()
+    labels[labels == 18] = -100
+
+    def gradients():
+        model.zero_grad()
+        model(input_ids=inputs.input_ids, media=inputs.media, labels=labels).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    model.train()
+    model.audio_tower.eval()
+    plain = gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for ours, expected in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_the_loss_divides_by_what_it_is_told():
+    logits, labels = torch.randn(2, 5, 7), torch.tensor([[-100, 1, 2, 3, -100]] * 2)
+    mean = next_token_loss(logits, labels)
+    torch.testing.assert_close(next_token_loss(logits, labels, 12), mean * 6 / 12)
+    assert next_token_loss(logits, torch.full_like(labels, -100)) == 0
+
+
+def test_unknown_arguments_are_refused_and_harmless_ones_are_not():
+    model = tiny_omni.omni_model()
+    ids = torch.tensor([[40, 41]])
+    model(input_ids=ids, position_ids=torch.arange(2)[None])
+    with pytest.raises(TypeError, match="no argument 'pixel_vlaues'"):
+        model(input_ids=ids, pixel_vlaues=torch.zeros(1))
+    with pytest.raises(RequestError, match="found neither"):
+        model()
+
+
+def test_images_and_a_video_as_loose_tensors_are_refused_with_the_way_out():
+    model = tiny_omni.omni_model()
+    with pytest.raises(RequestError, match="OmniInputs"):
+        model(
+            input_ids=torch.tensor([[18] * 8]),
+            pixel_values=torch.randn(16, 48),
+            image_grid_hw=torch.tensor([[4, 4]]),
+            pixel_values_videos=torch.randn(2, 3, 16, 16),
+        )
+
+
+def test_lora_on_the_decoder_trains_and_leaves_the_towers_alone():
+    peft = pytest.importorskip("peft")
+    model = tiny_omni.omni_model()
+    config = peft.LoraConfig(r=2, target_modules=r"language_model\..*\.(q_proj|o_proj|in_proj)")
+    adapted = peft.get_peft_model(model, config)
+    inputs = request(model)
+    labels = inputs.input_ids.clone()
+    labels[labels == 18] = -100
+    adapted(input_ids=inputs.input_ids, media=inputs.media, labels=labels).loss.backward()
+    trained = {n for n, p in adapted.named_parameters() if p.grad is not None}
+    assert trained
+    assert all("language_model" in name and "lora_" in name for name in trained)
