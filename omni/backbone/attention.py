@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import NemotronHConfig
 
 from omni.backbone.cache import KeyValueState
+from omni.backbone.layers import ResidualLinear
 
 
 class Attention(nn.Module):
@@ -24,7 +25,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.o_proj = ResidualLinear(query_size, config.hidden_size, bias=False)
 
     def forward(
         self,

@@ -39,6 +39,10 @@ def find_activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+class ResidualLinear(nn.Linear):
+    """A linear layer whose output is added to the residual stream; it is initialised smaller."""
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalisation, computed in at least float32."""
 
@@ -80,7 +84,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.down_proj = ResidualLinear(intermediate_size, hidden_size, bias=bias)
         self.activation = find_activation(activation)
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:

@@ -11,7 +11,7 @@ from transformers import NemotronHConfig
 
 from omni.backbone import kernels
 from omni.backbone.cache import MambaState
-from omni.backbone.layers import GatedRMSNorm, find_activation, upcast
+from omni.backbone.layers import GatedRMSNorm, ResidualLinear, find_activation, upcast
 from omni.backbone.ssd import ssd_scan, ssd_step
 
 
@@ -136,7 +136,7 @@ class MambaMixer(nn.Module):
         self.norm = GatedRMSNorm(
             self.inner_size, num_groups=config.n_groups, eps=config.layer_norm_epsilon
         )
-        self.out_proj = nn.Linear(self.inner_size, config.hidden_size, bias=config.use_bias)
+        self.out_proj = ResidualLinear(self.inner_size, config.hidden_size, bias=config.use_bias)
 
     def forward(
         self,

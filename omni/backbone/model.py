@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from omni.backbone.attention import Attention, causal_mask
 from omni.backbone.cache import HybridCache, KeyValueState, LayerState, MambaState
-from omni.backbone.layers import MLP, RMSNorm, upcast
+from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
 from omni.backbone.rows import Rows
@@ -152,6 +152,8 @@ class HybridPreTrainedModel(PreTrainedModel):
         Linear layers and embeddings are normal with `initializer_range`; set that near
         1 / sqrt(hidden_size) for small models. Layers that write to the residual stream are scaled
         down by the square root of their number.
+
+        transformers calls this only for modules that own parameters, children first.
         """
         super()._init_weights(module)
         config = self.config
@@ -165,16 +167,13 @@ class HybridPreTrainedModel(PreTrainedModel):
             dt = torch.exp(log_min + torch.rand(heads) * (log_max - log_min))
             dt = dt.clamp(min=config.time_step_floor)
             init.copy_(module.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-            init.normal_(module.out_proj.weight, std=residual_std)
         elif isinstance(module, CausalConv):
             bound = module.weight.shape[-1] ** -0.5  # fan-in of a depthwise filter
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, Attention):
-            init.normal_(module.o_proj.weight, std=residual_std)
-        elif isinstance(module, MLP):
-            init.normal_(module.down_proj.weight, std=residual_std)
+        elif isinstance(module, ResidualLinear):
+            init.normal_(module.weight, std=residual_std)
         elif isinstance(module, Router):
             init.normal_(module.weight, std=config.initializer_range)
             init.zeros_(module.e_score_correction_bias)
@@ -218,7 +217,7 @@ class HybridModel(HybridPreTrainedModel):
         *,
         inputs_embeds: Float[Tensor, "batch seq hidden"] | None = None,
         attention_mask: Tensor | None = None,
-        segment_ids: Int[Tensor, "batch seq"] | None = None,
+        segment_ids: Tensor | None = None,
         cache: HybridCache | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
@@ -230,8 +229,8 @@ class HybridModel(HybridPreTrainedModel):
             inputs_embeds: Embeddings in place of ids.
             attention_mask: (batch, seq), True at real positions; padding may be anywhere. With a
                 cache also (batch, past + seq), of which the end is read.
-            segment_ids: Packed sequences: a new value starts a new sequence, which sees nothing
-                of the one before. Not together with `cache`.
+            segment_ids: (batch, seq), packed sequences: a new value starts a new sequence, which
+                sees nothing of the one before. Not together with `cache`.
             cache: Memory of earlier positions, brought up to date in place. It carries no
                 gradients, so the call runs without them.
             logits_to_keep: Return only the last so many positions; 0 returns all.
@@ -287,7 +286,7 @@ class HybridModel(HybridPreTrainedModel):
         self,
         inputs_embeds: Float[Tensor, "batch seq hidden"],
         attention_mask: Tensor | None,
-        segment_ids: Int[Tensor, "batch seq"] | None,
+        segment_ids: Tensor | None,
         cache: HybridCache | None,
     ) -> tuple[Rows, Int[Tensor, "batch seq"] | None]:
         batch, seq, _ = inputs_embeds.shape
@@ -330,7 +329,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         *,
         inputs_embeds: Float[Tensor, "batch seq hidden"] | None = None,
         attention_mask: Tensor | None = None,
-        segment_ids: Int[Tensor, "batch seq"] | None = None,
+        segment_ids: Tensor | None = None,
         cache: HybridCache | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,

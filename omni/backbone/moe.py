@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import NemotronHConfig
 
-from omni.backbone.layers import MLP, find_activation, upcast
+from omni.backbone.layers import MLP, ResidualLinear, find_activation, upcast
 from omni.errors import ConfigError
 
 
@@ -134,7 +134,7 @@ class MoE(nn.Module):
         self.fc2_latent_proj: nn.Module = nn.Identity()
         if latent_size is not None:
             self.fc1_latent_proj = nn.Linear(hidden_size, latent_size, bias=config.mlp_bias)
-            self.fc2_latent_proj = nn.Linear(latent_size, hidden_size, bias=config.mlp_bias)
+            self.fc2_latent_proj = ResidualLinear(latent_size, hidden_size, bias=config.mlp_bias)
 
     def forward(
         self, hidden_states: Float[Tensor, "batch seq hidden"]

@@ -238,7 +238,8 @@ def test_the_published_nano_size_comes_out_on_the_meta_device():
 
 
 def test_initial_weights_follow_the_config():
-    config = tiny_config("M*E-" * 4, hidden_size=64, initializer_range=0.1, mamba_num_heads=8)
+    fields = {"hidden_size": 64, "mamba_num_heads": 8, "moe_latent_size": 32}
+    config = tiny_config("M*E-" * 4, initializer_range=0.1, **fields)
     model = HybridModel(config)
     mamba, attention, moe, mlp = (layer.mixer for layer in model.layers[:4])
     torch.testing.assert_close(mamba.A_log.exp(), torch.arange(1.0, 9.0))
@@ -246,12 +247,19 @@ def test_initial_weights_follow_the_config():
     steps = F.softplus(mamba.dt_bias)
     assert config.time_step_min <= steps.min() * (1 + 1e-5)
     assert steps.max() <= config.time_step_max * (1 + 1e-5)
-    assert mamba.conv1d.weight.std() == pytest.approx(0.5 / math.sqrt(3), rel=0.2)
+    assert mamba.conv1d.weight.std().item() == pytest.approx(0.5 / math.sqrt(3), rel=0.2)
     for weight in (mamba.in_proj.weight, attention.q_proj.weight, moe.experts.up_proj):
-        assert weight.std() == pytest.approx(0.1, rel=0.1)
-    for weight in (mamba.out_proj.weight, attention.o_proj.weight, moe.experts.down_proj):
-        assert weight.std() == pytest.approx(0.1 / 4, rel=0.1)  # 16 layers write to the residual
-    assert mlp.down_proj.weight.std() == pytest.approx(0.1 / 4, rel=0.1)
+        assert weight.std().item() == pytest.approx(0.1, rel=0.1)
+    writing = {
+        "mamba": mamba.out_proj.weight,
+        "attention": attention.o_proj.weight,
+        "experts": moe.experts.down_proj,
+        "shared": moe.shared_experts.down_proj.weight,
+        "latent": moe.fc2_latent_proj.weight,
+        "mlp": mlp.down_proj.weight,
+    }
+    for name, weight in writing.items():  # 16 layers write to the residual stream
+        assert weight.std().item() == pytest.approx(0.1 / 4, rel=0.1), name
 
 
 def test_a_tied_head_is_the_embedding_table():
