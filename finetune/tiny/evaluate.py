@@ -1,0 +1,281 @@
+"""Measure `omni-tiny` on what was held out of its training: `omni eval tiny`.
+
+Every question goes through the front door: a file in memory, `Assistant.chat_batch`, greedy. The
+wording of each question is drawn anew from the committed patterns, with a fixed seed.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from PIL import Image as Picture
+
+from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
+from finetune.tiny.joint_data import Subject, Subjects, Turn, chat, text_turn, turns_about
+from finetune.tiny.score import score_answer
+from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
+from omni.assistant import Assistant
+from omni.media import Audio, Image
+
+BATCH = 24
+MAX_ANSWER_TOKENS = 48
+Z = 1.96  # of a 95 % interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ability:
+    """One row of the table.
+
+    Attributes:
+        name: What is asked, in words.
+        floor: What the checkpoint has to reach; None where nothing is promised.
+        is_error: The score is an error rate; lower is better and the floor is a ceiling.
+    """
+
+    name: str
+    floor: float | None = None
+    is_error: bool = False
+
+
+ABILITIES = {
+    "digit": Ability(name="spoken digit, unseen speakers", floor=0.85),
+    "word": Ability(name="35 spoken words, unseen speakers"),
+    "digits": Ability(name="2 to 4 spoken digits, all right"),
+    "object": Ability(name="main object of a photo, ten classes", floor=0.45),
+    "handwritten": Ability(name="handwritten digit", floor=0.93),
+    "line": Ability(name="printed line, unseen fonts (character error)", floor=0.25, is_error=True),
+    "direction": Ability(name="clip: direction of the moving shape", floor=0.80),
+    "colour": Ability(name="clip: colour of the moving shape", floor=0.80),
+    "shape": Ability(name="clip: kind of shape"),
+    "direction_evs": Ability(name="clip: direction, at evs(0.5)"),
+    "colour_evs": Ability(name="clip: colour, at evs(0.5)"),
+    "still": Ability(name="drawn picture: colour and shape"),
+    "name": Ability(name="its own name and abilities", floor=0.90),
+    "out_of_scope": Ability(name="out of scope: says what it is and can do"),
+}
+
+
+class Case(NamedTuple):
+    """One conversation whose last turn is judged."""
+
+    sources: list[bytes]
+    turns: list[Turn]
+    reduction: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What was measured for one ability.
+
+    Attributes:
+        ability: Key of `ABILITIES`.
+        count: Questions asked.
+        mean: Share that is right, or the character error.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        failures: Some wrong answers: question, true answer, answer.
+    """
+
+    ability: str
+    count: int
+    mean: float
+    low: float
+    high: float
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the floor is reached; None if there is none."""
+        ability = ABILITIES[self.ability]
+        if ability.floor is None:
+            return None
+        return self.mean <= ability.floor if ability.is_error else self.mean >= ability.floor
+
+
+def as_file(subject: Subject) -> bytes:
+    """Return a subject's medium as people send it: PNG, WAV or MP4."""
+    buffer = io.BytesIO()
+    if isinstance(subject.medium, Image):
+        Picture.fromarray(subject.medium.pixels.numpy()).save(buffer, "PNG")
+    elif isinstance(subject.medium, Audio):
+        samples = subject.medium.waveform().numpy()
+        soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    else:
+        assert subject.encoded is not None
+        return subject.encoded
+    return buffer.getvalue()
+
+
+def make_cases(data: Path, limit: int | None, seed: int = 11) -> dict[str, list[Case]]:
+    """Make the questions of every ability from the validation split.
+
+    Args:
+        data: Folder of the training data.
+        limit: Most questions an ability; None asks about everything that is held out.
+        seed: Seed of wordings and of what is drawn.
+    """
+    subjects = Subjects(data, "validation")
+    drawn = limit or 500  # of what is drawn, there is no end
+
+    def rng(name: str) -> np.random.Generator:
+        return np.random.default_rng([seed, *name.encode()])
+
+    def about(
+        name: str, found: Iterator[Subject], wanted: str, reduction: dict[str, str] | None = None
+    ) -> list[Case]:
+        return [
+            Case([as_file(s)], turns_about(rng(f"{name}{i}"), s, wanted=wanted), reduction)
+            for i, s in enumerate(found)
+        ]
+
+    def many(name: str, task: str, count: int = drawn) -> Iterator[Subject]:
+        source = rng(name)
+        return (subjects.draw(task, source) for _ in range(count))
+
+    def chosen(name: str, total: int) -> list[int]:
+        return [int(i) for i in rng(name).permutation(total)[:limit]]
+
+    def recordings(name: str, fits: Callable[[Clip], bool]) -> Iterator[Subject]:
+        clips = [clip for clip in subjects.clips if fits(clip)]
+        return (subjects.word(rng(name), clips[i]) for i in chosen(name, len(clips)))
+
+    photos = chosen("object", len(cifar_arrays(data, "validation")[1]))
+    digits = chosen("handwritten", len(mnist_arrays(data, "validation")[1]))
+    evs = {"video": "evs(0.5)"}
+    return {
+        "digit": about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
+        "word": about("word", recordings("word", _is_command), "word"),
+        "digits": about("digits", many("digits", "digits", min(drawn, 200)), "digits"),
+        "object": about("object", (subjects.photo(rng("p"), i) for i in photos), "object"),
+        "handwritten": about(
+            "handwritten", (subjects.handwritten(rng("h"), i) for i in digits), "handwritten"
+        ),
+        "line": about("line", many("line", "line"), "line"),
+        "direction": about("direction", many("direction", "clip", drawn // 2), "direction"),
+        "colour": about("colour", many("colour", "clip", drawn // 2), "colour"),
+        "shape": about("shape", many("shape", "clip", drawn // 2), "shape"),
+        "direction_evs": about("e", many("direction", "clip", drawn // 2), "direction", evs),
+        "colour_evs": about("f", many("colour", "clip", drawn // 2), "colour", evs),
+        "still": about("still", many("still", "still"), "shape_colour"),
+        "name": [
+            Case([], [text_turn(rng(f"name{i}"), ("name", "abilities")[i % 2])])
+            for i in range(min(drawn, 200))
+        ],
+        "out_of_scope": [
+            Case([], [text_turn(rng(f"scope{i}"), "out_of_scope")]) for i in range(min(drawn, 200))
+        ],
+    }
+
+
+def evaluate(
+    assistant: Assistant,
+    cases: dict[str, list[Case]],
+    report: Callable[[str, int], None] = lambda ability, done: None,
+) -> list[Score]:
+    """Ask every question and judge the answers.
+
+    Args:
+        assistant: The model.
+        cases: From `make_cases`.
+        report: Called after each batch with the ability and how many of its questions are done.
+    """
+    scores = []
+    for ability, asked in cases.items():
+        values: list[float] = []
+        failures: list[tuple[str, str, str]] = []
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            answers = assistant.chat_batch(
+                [chat(case.sources, case.turns, answered=False) for case in batch],
+                max_new_tokens=MAX_ANSWER_TOKENS,
+                reduction=batch[0].reduction or {},
+            )
+            for case, answer in zip(batch, answers, strict=True):
+                turn = case.turns[-1]
+                values.append(score_answer(turn, answer))
+                if len(failures) < 5 and (values[-1] > 0) == ABILITIES[ability].is_error:
+                    failures.append((turn.question, turn.answer, answer))
+            report(ability, len(values))
+        scores.append(summarise(ability, values, asked, failures))
+    return scores
+
+
+def summarise(
+    ability: str,
+    values: Sequence[float],
+    cases: Sequence[Case],
+    failures: list[tuple[str, str, str]],
+) -> Score:
+    """Turn the judgements of one ability into a score with its interval.
+
+    Args:
+        ability: Key of `ABILITIES`.
+        values: One judgement a question.
+        cases: The questions.
+        failures: Examples to keep.
+    """
+    if ABILITIES[ability].is_error:
+        lengths = np.asarray([len(case.turns[-1].answer) for case in cases], dtype=float)
+        mean, low, high = bootstrap_error(np.asarray(values) * lengths, lengths)
+    else:
+        mean = float(np.mean(values))
+        low, high = wilson_interval(mean, len(values))
+    return Score(
+        ability=ability, count=len(values), mean=mean, low=low, high=high, failures=failures
+    )
+
+
+def wilson_interval(mean: float, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share.
+
+    Args:
+        mean: Share of successes.
+        count: Trials, at least 1.
+    """
+    centre = (mean + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    spread = mean * (1 - mean) / count + Z**2 / (4 * count**2)
+    half = Z * math.sqrt(spread) / (1 + Z**2 / count)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def bootstrap_error(
+    edits: np.ndarray, lengths: np.ndarray, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Return edits over characters, and the ends of its 95 % interval over resampled lines.
+
+    Args:
+        edits: Edits of each line.
+        lengths: Characters of each line.
+        draws: Resamples.
+    """
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(edits), size=(draws, len(edits)))
+    errors = edits[chosen].sum(1) / lengths[chosen].sum(1)
+    low, high = np.quantile(errors, [0.025, 0.975])
+    return float(edits.sum() / lengths.sum()), float(low), float(high)
+
+
+def as_json(scores: Sequence[Score], *, model: str, seconds: float) -> dict[str, Any]:
+    """Return an evaluation as JSON types.
+
+    Args:
+        scores: From `evaluate`.
+        model: Name of the model.
+        seconds: What the evaluation took.
+    """
+    rows = [
+        {**asdict(s), "name": ABILITIES[s.ability].name, "floor": ABILITIES[s.ability].floor,
+         "is_error": ABILITIES[s.ability].is_error, "holds": s.holds}
+        for s in scores
+    ]  # fmt: skip
+    return {"model": model, "seconds": round(seconds, 1), "abilities": rows}
+
+
+def _is_command(clip: Clip) -> bool:
+    """Say whether a clip is a single word of Speech Commands, digits among them."""
+    return clip.source == "speech_commands" and clip.label != SILENCE

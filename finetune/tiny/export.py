@@ -1,0 +1,87 @@
+r"""Write `omni-tiny` as a checkpoint of the product.
+
+Towers, projectors and decoder become one folder that `omni.load` opens:
+
+    python -m finetune.tiny.export --joint ../runs/tiny/joint/checkpoint.pt \
+        --vision ../runs/tiny/vision/vision_model.safetensors \
+        --audio ../runs/tiny/audio/audio_tower.safetensors --out omni/weights/omni-tiny
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from encoders.audio.parakeet import deterministic_config
+from finetune.tiny.model_config import build_model, load_towers, processor_settings
+from finetune.tiny.tokenizer import build_tokenizer
+from omni.model import OmniModel
+from omni.processor import OmniProcessor
+
+logger = logging.getLogger(__name__)
+
+DTYPE = torch.float16  # ten bits of mantissa; no weight comes near the largest number, 65,504
+
+
+def assemble(joint: Path, vision: Path, audio: Path) -> OmniModel:
+    """Put the trained parts together in float32.
+
+    Args:
+        joint: Checkpoint of `finetune.tiny.train_joint`.
+        vision: Weights of the vision tower that it was trained with.
+        audio: Weights of the audio tower that it was trained with.
+    """
+    model = build_model(len(build_tokenizer()))
+    load_towers(model, vision, audio)
+    trained = torch.load(joint, weights_only=True)["model"]
+    towers = {n: t for n, t in model.state_dict().items() if n not in trained}
+    model.load_state_dict({**towers, **trained})
+    return model
+
+
+def export(model: OmniModel, out: Path, reduction: dict[str, str] | None = None) -> int:
+    """Save a model with tokenizer and settings.
+
+    Args:
+        model: From `assemble`.
+        out: Folder; made if missing.
+        reduction: Default reduction of each modality.
+
+    Returns:
+        Bytes of the weights file.
+
+    Raises:
+        ValueError: A weight does not fit the number format.
+    """
+    model.config.reduction = dict(reduction or {})
+    # Dropout is for training; whoever fine-tunes the checkpoint shall ask for it.
+    model.config.audio_config = deterministic_config(model.config.audio_config)
+    largest = max(float(tensor.abs().max()) for tensor in model.state_dict().values())
+    if largest > torch.finfo(DTYPE).max:
+        raise ValueError(f"The largest weight is {largest:.0f}; {DTYPE} cannot hold it.")
+    model.to(DTYPE).save_pretrained(out)
+    tokenizer = build_tokenizer()
+    OmniProcessor(tokenizer, model.config, processor_settings()).save_pretrained(out)
+    return (out / "model.safetensors").stat().st_size
+
+
+def main() -> None:
+    """Read the command line and export."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--joint", type=Path, required=True, help="checkpoint of stage 2")
+    parser.add_argument("--vision", type=Path, required=True, help="weights of the vision tower")
+    parser.add_argument("--audio", type=Path, required=True, help="weights of the audio tower")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--reduce-video", default="", help="default reduction, such as evs(0.5)")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = assemble(options.joint, options.vision, options.audio)
+    reduction = {"video": options.reduce_video} if options.reduce_video else {}
+    size = export(model, options.out, reduction)
+    parameters = sum(p.numel() for p in model.parameters())
+    logger.info("%s parameters, %.1f MB in %s", f"{parameters:,}", size / 1e6, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""What stage 2 of `omni-tiny` talks about: media with known facts, and conversations about them.
+
+A `Subject` is one medium as the product's gateway opens it, with the facts that are true of it.
+`converse` turns subjects into chat messages with varied questions and fixed answers. Pictures,
+clips and recordings come from the data code of the towers, so both stages hold out the same
+speakers, photographs and fonts.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from finetune.tiny import questions
+from finetune.tiny.audio_data import (
+    DIGITS,
+    SAMPLE_RATE,
+    SILENCE,
+    Clip,
+    augment,
+    background,
+    draw_words,
+    group_by_label,
+    load_clips,
+    word_sequence,
+)
+from finetune.tiny.audio_pool import SOURCE_WEIGHTS
+from finetune.tiny.audio_voices import synthetic_clips
+from finetune.tiny.drawing import draw_frame, random_motion, random_still
+from finetune.tiny.fonts import Split, find_fonts
+from finetune.tiny.printed import render_line
+from finetune.tiny.vision_data import (
+    PHOTO_CLASSES,
+    augment_digit,
+    augment_photo,
+    cifar_arrays,
+    mnist_arrays,
+)
+from omni.media import load_media
+from omni.prompt import Medium
+
+FPS = 4  # frames a second that the checkpoint samples; drawn clips have about as many
+
+# How often each kind of subject is drawn for training. Reading is the hardest to learn.
+SHARES = {
+    "line": 0.32,
+    "photo": 0.22,
+    "word": 0.20,
+    "digits": 0.03,
+    "handwritten": 0.07,
+    "clip": 0.11,
+    "still": 0.05,
+}
+
+
+class Subject(NamedTuple):
+    """One medium, and what is true of it.
+
+    Attributes:
+        task: A key of `SHARES`.
+        medium: As `omni.media.load_media` gives it.
+        facts: `label`; for shapes `colour`, `shape` and, in clips, `direction`.
+        encoded: The clip's file, where it went through a codec.
+    """
+
+    task: str
+    medium: Medium
+    facts: dict[str, str]
+    encoded: bytes | None = None
+
+
+class Turn(NamedTuple):
+    """One question and its answer."""
+
+    task: str
+    """What is asked: a key of `questions.ASKERS`."""
+    question: str
+    answer: str
+
+
+class Subjects:
+    """Draws subjects of one split.
+
+    Args:
+        data: Folder of the training data.
+        split: `train` draws augmented subjects without end; `validation` draws from what is
+            held out, as it is.
+        voices: File of the synthetic voices, from `finetune.tiny.audio_voices`; training only.
+    """
+
+    def __init__(self, data: Path, split: Split, voices: Path | None = None) -> None:
+        self.data, self.split = data, split
+        self.is_training = split == "train"
+        self.clips = load_clips(data, split)
+        if self.is_training and voices is not None:
+            self.clips += synthetic_clips(cache=voices)
+        self.noises = [clip.waveform for clip in self.clips if clip.label == SILENCE]
+        self._words = draw_words(np.random.default_rng(0), self.clips, SOURCE_WEIGHTS)
+        self._makers: dict[str, Callable[[Generator], Subject]] = {
+            "line": self.line,
+            "photo": self.photo,
+            "word": self.word,
+            "digits": self.digits,
+            "handwritten": self.handwritten,
+            "clip": self.clip,
+            "still": self.still,
+        }
+
+    def draw(self, task: str, rng: Generator) -> Subject:
+        """Draw one subject.
+
+        Args:
+            task: A key of `SHARES`.
+            rng: Source of randomness.
+        """
+        return self._makers[task](rng)
+
+    def line(self, rng: Generator) -> Subject:
+        """Draw a printed line, in the fonts of the split."""
+        line = render_line(rng, find_fonts(self.split))
+        return _picture("line", line.image, {"label": line.text})
+
+    def photo(self, rng: Generator, index: int | None = None) -> Subject:
+        """Draw a photograph of one of ten objects."""
+        pictures, labels = cifar_arrays(self.data, self.split)
+        index = int(rng.integers(len(labels))) if index is None else index
+        pixels = pictures[index]
+        if self.is_training:
+            pixels = augment_photo(rng, pixels)
+            if rng.random() < 0.1:  # the same photograph as people often send it: enlarged
+                pixels = _enlarged(rng, pixels, 48, 129)
+        return _picture("photo", pixels, {"label": PHOTO_CLASSES[labels[index]]})
+
+    def handwritten(self, rng: Generator, index: int | None = None) -> Subject:
+        """Draw a handwritten digit."""
+        pictures, labels = mnist_arrays(self.data, self.split)
+        index = int(rng.integers(len(labels))) if index is None else index
+        if self.is_training:
+            pixels = augment_digit(rng, pictures[index])
+            if rng.random() < 0.2:
+                pixels = _enlarged(rng, pixels, 64, 225)
+        else:
+            pixels = np.repeat(pictures[index][..., None], 3, axis=-1)
+        return _picture("handwritten", pixels, {"label": str(labels[index])})
+
+    def still(self, rng: Generator) -> Subject:
+        """Draw a picture of one coloured shape."""
+        side = int(rng.integers(129, 300)) if rng.random() < 0.15 else 0
+        pixels, facts = random_still(rng, (side, side) if side else None)
+        return _picture("still", pixels, facts)
+
+    def clip(self, rng: Generator) -> Subject:
+        """Draw a clip of 4 to 17 sampled frames in which one shape moves; half of them encoded."""
+        encoded = not self.is_training or rng.random() < 0.5
+        if encoded:  # codecs want even sides
+            height, width = (2 * int(side) for side in rng.integers(32, 81, 2))
+            height = height if rng.random() < 0.4 else width
+        else:
+            height, width = (int(side) for side in rng.integers(64, 161, 2))
+            width = width if rng.random() < 0.4 else height
+        motion = random_motion(rng, (height, width))
+        if rng.random() < 0.4:  # shorter clips: as far in fewer frames, or a part of the way
+            count = int(rng.integers(4, motion.num_frames + 1))
+            speed = rng.uniform(1, (motion.num_frames - 1) / (count - 1))
+            motion = motion._replace(
+                num_frames=count, step=(motion.step[0] * speed, motion.step[1] * speed)
+            )
+        facts = {"colour": motion.colour, "shape": motion.shape, "direction": motion.direction}
+        if not encoded:
+            frames = [draw_frame(rng, motion, i) for i in range(motion.num_frames)]
+            rate = float(rng.uniform(2.0, FPS))  # all frames are taken, at various times
+            return Subject("clip", load_media(np.stack(frames), fps=rate), facts)
+        repeat = int(rng.integers(1, 4))  # source frames for one that is sampled
+        motion = motion._replace(
+            num_frames=motion.num_frames * repeat,
+            step=(motion.step[0] / repeat, motion.step[1] / repeat),
+        )
+        frames = [draw_frame(rng, motion, i) for i in range(motion.num_frames)]
+        file = encode_clip(frames, FPS * repeat)
+        return Subject("clip", load_media(file), facts, file)
+
+    def word(self, rng: Generator, clip: Clip | None = None) -> Subject:
+        """Draw a recording of one word, or now and then of none."""
+        if self.is_training and rng.random() < 0.03:
+            noise = background(rng, int(rng.integers(4_000, 20_000)), self.noises)
+            loudness = 10 ** (-rng.uniform(10, 50) / 20) / max(float(noise.std()), 1e-6)
+            return _recording("word", noise * loudness, {"label": SILENCE})
+        clip = next(self._words) if clip is None else clip
+        waveform = clip.waveform
+        if self.is_training:
+            waveform = augment(rng, waveform, self.noises)
+        return _recording("word", waveform, {"label": clip.label})
+
+    def digits(self, rng: Generator) -> Subject:
+        """Draw a recording of two to four digits, all from one collection."""
+        sources = sorted({clip.source for clip in self.clips})
+        waveform, words = word_sequence(rng, self._takes(str(rng.choice(sources))))
+        if self.is_training:
+            waveform = augment(rng, waveform, self.noises, max_seconds=3.2)
+        return _recording("digits", waveform, {"label": " ".join(words)})
+
+    @cache  # noqa: B019 - lives as long as the recordings it sorts
+    def _takes(self, source: str) -> dict[str, list[np.ndarray]]:
+        return group_by_label([c for c in self.clips if c.source == source and c.label in DIGITS])
+
+
+# ---- conversations ----
+
+
+def turns_about(
+    rng: Generator, subject: Subject, *, wanted: str | None = None, count: int = 1
+) -> list[Turn]:
+    """Ask about a subject, each time something else.
+
+    Args:
+        rng: Source of randomness.
+        subject: What is asked about.
+        wanted: Task of the only question; by default what suits the subject.
+        count: Most questions.
+    """
+    tasks = _TASKS_OF[subject.task]
+    if subject.task == "word" and subject.facts["label"] not in DIGITS:
+        tasks = ("word",)
+    chosen = [wanted] if wanted else [str(t) for t in rng.permutation(tasks)[:count]]
+    return [Turn(t, questions.ASKERS[t](rng), answer(t, subject.facts, rng)) for t in chosen]
+
+
+_TASKS_OF = {
+    "line": ("line",),
+    "photo": ("object",),
+    "word": ("digit", "digit", "word"),
+    "digits": ("digits",),
+    "handwritten": ("handwritten",),
+    "clip": ("direction", "colour", "shape", "shape_colour"),
+    "still": ("colour", "shape", "shape_colour"),
+}
+
+
+def answer(task: str, facts: dict[str, str], rng: Generator) -> str:
+    """Say the true answer to a question about a subject.
+
+    Args:
+        task: A key of `questions.ASKERS` that needs a medium.
+        facts: Of the subject.
+        rng: Source of randomness.
+    """
+    if task == "shape_colour":
+        return questions.answer_shape_colour(facts["colour"], facts["shape"], rng)
+    if task in ("colour", "shape", "direction"):
+        reply = getattr(questions, f"answer_{task}")
+        return str(reply(facts[task], rng))
+    if task == "digits":
+        return questions.answer_digits(facts["label"].split(), rng)
+    return str(getattr(questions, f"answer_{task}")(facts["label"], rng))
+
+
+def text_turn(rng: Generator, topic: str | None = None) -> Turn:
+    """Ask something that needs no medium.
+
+    Args:
+        rng: Source of randomness.
+        topic: `name`, `abilities`, `greeting` or `out_of_scope`; by default any.
+    """
+    topics = ("name", "abilities", "greeting", "out_of_scope")
+    topic = topic or str(rng.choice(topics, p=[0.3, 0.25, 0.1, 0.35]))
+    replies: dict[str, Callable[[], str]] = {
+        "name": lambda: questions.answer_identity("name", rng),
+        "abilities": lambda: questions.answer_identity("abilities", rng),
+        "greeting": lambda: questions.answer_greeting(rng),
+        "out_of_scope": lambda: questions.answer_out_of_scope(rng),
+    }
+    return Turn(topic, questions.ASKERS[topic](rng), replies[topic]())
+
+
+def chat(media: Sequence[Any], turns: Sequence[Turn], *, answered: bool) -> list[dict[str, Any]]:
+    """Write turns about media as chat messages; the media come with the first question.
+
+    Args:
+        media: Sources of the media.
+        turns: Questions with their answers, in order.
+        answered: Whether the last answer is included, for training.
+    """
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns):
+        parts: list[dict[str, Any]] = []
+        if number == 0:
+            parts = [{"type": "media", "media": source} for source in media]
+        parts.append({"type": "text", "text": turn.question})
+        messages.append({"role": "user", "content": parts})
+        if answered or number + 1 < len(turns):
+            messages.append({"role": "assistant", "content": turn.answer})
+    return messages
+
+
+ORDINALS = (("first", "1"), ("second", "2"))
+
+
+def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
+    """Ask about one of two media and say which one is meant.
+
+    Args:
+        rng: Source of randomness.
+        subjects: Two of them, in prompt order.
+    """
+    place = int(rng.integers(2))
+    turn = turns_about(rng, subjects[place])[0]
+    kinds = [_KIND_OF[subject.task] for subject in subjects]
+    kind = kinds[place]
+    if kinds[0] == kinds[1]:
+        ordinal, number = ORDINALS[place]
+        lead = rng.choice([f"In the {ordinal} {kind}:", f"{kind.capitalize()} {number}:"])
+    else:
+        lead = rng.choice([f"In the {kind}:", f"{kind.capitalize()}:", f"About the {kind}:"])
+    question = f"{lead} {turn.question}" if rng.random() < 0.9 else f"{turn.question} {lead[:-1]}."
+    return turn._replace(question=question)
+
+
+_KIND_OF = {
+    "line": "picture",
+    "photo": "picture",
+    "handwritten": "picture",
+    "still": "picture",
+    "word": "recording",
+    "digits": "recording",
+    "clip": "clip",
+}
+
+
+# ---- media ----
+
+
+def encode_clip(frames: Sequence[np.ndarray], fps: int) -> bytes:
+    """Encode frames as H.264 in MP4, as people send clips.
+
+    Args:
+        frames: uint8 RGB with even sides.
+        fps: Frames a second.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _picture(task: str, pixels: np.ndarray, facts: dict[str, str]) -> Subject:
+    return Subject(task, load_media(np.ascontiguousarray(pixels)), facts)
+
+
+def _recording(task: str, waveform: np.ndarray, facts: dict[str, str]) -> Subject:
+    medium = load_media(np.ascontiguousarray(waveform, np.float32), sampling_rate=SAMPLE_RATE)
+    return Subject(task, medium, facts)
+
+
+def _enlarged(rng: Generator, pixels: np.ndarray, low: int, high: int) -> np.ndarray:
+    side = int(rng.integers(low, high))
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))

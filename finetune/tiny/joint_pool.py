@@ -1,0 +1,343 @@
+"""Encoded subjects in memory, and training batches of conversations about them.
+
+The towers are frozen in stage 2, so a medium is encoded once and talked about several times. The
+prompt is still made by the product's processor and the loss by the product's model: only the rows
+that a tower would be given are replaced by what it gave, and the towers by `PassedThrough`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.random import Generator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from finetune.tiny.joint_data import (
+    SHARES,
+    Subject,
+    Subjects,
+    Turn,
+    chat,
+    pair_turn,
+    text_turn,
+    turns_about,
+)
+from finetune.tiny.tokenizer import encode_characters
+from omni.config import OmniConfig
+from omni.inputs import IGNORE_INDEX, MediaItem, OmniInputs, Window, collate, pack
+from omni.model import OmniModel
+from omni.planning import MediaOptions, plan_media
+from omni.processor import OmniProcessor
+from omni.settings import ProcessorSettings
+
+NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
+MAX_EVS_RATE = 0.7
+TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.05, 0.01, 0.3
+ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
+
+
+class Encoded(NamedTuple):
+    """A subject with the tower's output in place of its pixels or samples.
+
+    Attributes:
+        subject: Its medium is still there; the processor measures it.
+        windows: What `PassedThrough` towers are given.
+    """
+
+    subject: Subject
+    windows: list[Window]
+
+
+class PassedThrough(nn.Module):
+    """Stands where a frozen tower was and returns the features it is given."""
+
+    dtype = torch.float32
+
+    def encode_images(
+        self, patches: Float[Tensor, "patches hidden"], grids: Int[Tensor, "images 2"]
+    ) -> Float[Tensor, "patches hidden"]:
+        """Return the rows as they are."""
+        return patches
+
+    def encode_video(
+        self, tubelets: Float[Tensor, "patches hidden"], grid: tuple[int, int]
+    ) -> Float[Tensor, "patches hidden"]:
+        """Return the rows as they are."""
+        return tubelets
+
+    def encode_clip(
+        self, features: Float[Tensor, "clips tokens hidden"], lengths: Int[Tensor, " clips"]
+    ) -> Float[Tensor, "clips tokens hidden"]:
+        """Return the features as they are."""
+        return features
+
+
+def pass_towers_through(model: OmniModel) -> None:
+    """Replace the towers of a model, for media from `encode_subjects`."""
+    model.vision_model = PassedThrough()
+    model.audio_tower = PassedThrough()
+
+
+@torch.inference_mode()
+def encode_subjects(
+    towers: OmniModel, settings: ProcessorSettings, subjects: Sequence[Subject]
+) -> list[Encoded]:
+    """Run the towers over subjects, as the product would.
+
+    Args:
+        towers: A model with real towers.
+        settings: Sampling of clips.
+        subjects: What to encode.
+
+    Returns:
+        One for each subject, features in float16.
+    """
+    media = [subject.medium for subject in subjects]
+    plans = plan_media(media, towers.config, settings, MediaOptions(), max_tokens=10**6)
+    items = [plan.items[0] for plan in plans]
+    found: dict[int, list[Window]] = {}
+    alike: dict[Any, list[tuple[int, MediaItem, Window]]] = defaultdict(list)
+    for index, item in enumerate(items):
+        if item.modality == "audio":
+            found[index] = [_encode_recording(towers, window) for window in item.windows]
+        else:
+            (window,) = item.windows
+            alike[item.modality, item.grid].append((index, item, window))
+    for (modality, grid), group in alike.items():
+        encode = _encode_pictures if modality == "image" else _encode_clips
+        outputs = encode(towers, grid, torch.stack([window.rows for *_, window in group]))
+        for (index, *_), rows in zip(group, outputs, strict=True):
+            found[index] = [Window(rows.half(), len(rows), len(rows))]
+    return [Encoded(subject, found[index]) for index, subject in enumerate(subjects)]
+
+
+def _encode_pictures(
+    towers: OmniModel, grid: tuple[int, int, int], rows: Float[Tensor, "items patches values"]
+) -> Float[Tensor, "items patches hidden"]:
+    grids = torch.tensor([grid[1:]] * len(rows))
+    return towers.vision_model.encode_images(rows.flatten(0, 1), grids).unflatten(
+        0, (len(rows), -1)
+    )
+
+
+def _encode_clips(
+    towers: OmniModel, grid: tuple[int, int, int], rows: Float[Tensor, "items patches values"]
+) -> Float[Tensor, "items half_patches half_hidden"]:
+    """Encode clips of equal length; a tubelet's features come back as two frames of half the width.
+
+    The model's own tubelet step then joins them again.
+    """
+    frames, height, width = grid
+    patches = height * width
+    pairs = rows.unflatten(1, (frames, patches))
+    if frames % 2:
+        pairs = torch.cat([pairs, pairs[:, -1:]], dim=1)
+    tubelets = torch.cat([pairs[:, ::2], pairs[:, 1::2]], dim=-1)  # (items, steps, patches, values)
+    hidden = towers.vision_model.encode_video(tubelets.flatten(0, 2), (height, width))
+    halves = hidden.unflatten(0, (len(rows), -1, patches)).chunk(2, dim=-1)
+    return torch.stack(halves, dim=2).flatten(1, 3)
+
+
+def _encode_recording(towers: OmniModel, window: Window) -> Window:
+    tower = towers.audio_tower
+    assert tower is not None
+    hidden = tower.encode_clip(window.rows[None], torch.tensor([window.num_valid]))[0]
+    rows = hidden[: window.num_tokens].half()
+    return Window(rows, window.num_tokens, window.num_tokens)
+
+
+class EncodedProcessor(OmniProcessor):
+    """The product's processor, for media that are encoded already."""
+
+    def load_media(self, source: Any, **options: Any) -> Any:
+        """Take an encoded subject's medium; it was opened when it was drawn."""
+        if isinstance(source, Encoded):
+            return source.subject.medium
+        return super().load_media(source, **options)
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> OmniInputs:
+        """Build a request or a sample as the product does, with encoded windows."""
+        inputs = super().__call__(messages, **options)
+        sources = [
+            part["media"]
+            for message in messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] == "media"
+        ]
+        media = [
+            replace(item, windows=[window._replace(rows=window.rows.float()) for window in
+                                   source.windows])
+            for item, source in zip(inputs.media, sources, strict=True)
+        ]  # fmt: skip
+        return replace(inputs, media=media)
+
+
+def spell_answer(inputs: OmniInputs, text: str, tokenizer: PreTrainedTokenizerBase) -> OmniInputs:
+    """Label a sample's answer byte by byte, also where it holds words of the vocabulary.
+
+    Args:
+        inputs: One row whose only labelled stretch is the answer with its end token.
+        text: The answer.
+        tokenizer: From `finetune.tiny.tokenizer`.
+    """
+    assert inputs.labels is not None
+    (places,) = torch.nonzero(inputs.labels[0] != IGNORE_INDEX, as_tuple=True)
+    first, last = int(places[0]), int(places[-1])
+    spelled = torch.tensor([encode_characters(tokenizer, text)])
+    rows = []
+    for row in (inputs.input_ids, inputs.labels):
+        rows.append(torch.cat([row[:, :first], spelled, row[:, last:]], dim=1))
+    return replace(
+        inputs,
+        input_ids=rows[0],
+        labels=rows[1],
+        attention_mask=torch.ones_like(rows[0], dtype=torch.bool),
+    )
+
+
+class Pool:
+    """Encoded training subjects; old ones give way to new ones.
+
+    Args:
+        subjects: Where they come from.
+        towers: A model with real towers.
+        processor: Makes samples.
+        seed: Seed of every choice.
+        capacity: Subjects that are held, shared out by `SHARES`.
+    """
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        towers: OmniModel,
+        processor: EncodedProcessor,
+        *,
+        seed: int,
+        capacity: int,
+    ) -> None:
+        self.subjects, self.towers, self.processor = subjects, towers, processor
+        self.rng = np.random.default_rng(seed)
+        self.capacity = {task: round(capacity * share) for task, share in SHARES.items()}
+        self.held: dict[str, list[Encoded]] = {task: [] for task in SHARES}
+        self.num_drawn = 0
+
+    def grow(self, count: int) -> None:
+        """Draw and encode new subjects; where a task is full they replace random ones."""
+        tasks = self._tasks(count)
+        drawn = [self.subjects.draw(task, self.rng) for task in tasks]
+        for encoded in encode_subjects(self.towers, self.processor.settings, drawn):
+            held = self.held[encoded.subject.task]
+            if len(held) < self.capacity[encoded.subject.task]:
+                held.append(encoded)
+            else:
+                held[int(self.rng.integers(len(held)))] = encoded
+        self.num_drawn += count
+
+    def fill(self, share: float) -> None:
+        """Fill the pool to a share of its capacity, every task alike."""
+        for task, capacity in self.capacity.items():
+            count = max(1, round(capacity * share))
+            while (missing := count - len(self.held[task])) > 0:
+                drawn = [self.subjects.draw(task, self.rng) for _ in range(min(missing, 16))]
+                self.held[task] += encode_subjects(self.towers, self.processor.settings, drawn)
+                self.num_drawn += len(drawn)
+
+    def sample(self) -> OmniInputs:
+        """Make one conversation about subjects of the pool, or about none."""
+        rng = self.rng
+        kind = rng.random()
+        if kind < TEXT_SHARE:
+            return self._inputs([], [text_turn(rng)])
+        kind -= TEXT_SHARE
+        if kind < PAIR_SHARE:
+            pair = [self._held(task) for task in self._tasks(2)]
+            return self._inputs(pair, [pair_turn(rng, [e.subject for e in pair])])
+        kind -= PAIR_SHARE
+        encoded = self._held(self._tasks(1)[0])
+        if kind < OFF_TOPIC_SHARE:
+            return self._inputs([encoded], [text_turn(rng)])
+        count = 3 if rng.random() < MORE_TURNS_SHARE else 1
+        return self._inputs([encoded], turns_about(rng, encoded.subject, count=count))
+
+    def batch(self, size: int) -> OmniInputs:
+        """Make `size` samples, packed into rows of about `ROW_TOKENS`."""
+        return pack_rows([self.sample() for _ in range(size)], self.processor.ids.pad)
+
+    def _tasks(self, count: int) -> list[str]:
+        chances = np.fromiter(SHARES.values(), float)
+        return [str(t) for t in self.rng.choice(list(SHARES), count, p=chances / chances.sum())]
+
+    def _held(self, task: str) -> Encoded:
+        return self.held[task][int(self.rng.integers(len(self.held[task])))]
+
+    def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> OmniInputs:
+        options = MediaOptions(reduction={"video": random_reduction(self.rng)})
+        messages = chat(media, turns, answered=True)
+        inputs = self.processor(messages, options=options, with_labels=True)
+        if turns[-1].task == "line":
+            inputs = spell_answer(inputs, turns[-1].answer, self.processor.tokenizer)
+        return inputs
+
+
+def random_reduction(rng: Generator) -> str:
+    """Draw how a clip's tokens are reduced, so that the model gets used to any rate."""
+    if rng.random() < NO_REDUCTION_SHARE:
+        return "identity"
+    return f"evs({rng.uniform(0.05, MAX_EVS_RATE):.2f})"
+
+
+def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:
+    """Pack samples into rows of up to `ROW_TOKENS`, longest first, and pad the rows.
+
+    Args:
+        samples: One row each.
+        pad_token_id: Fills the end of short rows.
+    """
+    rows: list[list[OmniInputs]] = []
+    room: list[int] = []
+    for sample in sorted(samples, key=lambda s: s.num_tokens, reverse=True):
+        length = sample.num_tokens
+        row = next((i for i, left in enumerate(room) if left >= length), None)
+        if row is None:
+            rows.append([])
+            room.append(max(ROW_TOKENS, length))
+            row = len(rows) - 1
+        rows[row].append(sample)
+        room[row] -= length
+    packed = [pack(row) for row in rows]
+    return collate(packed, pad_token_id=pad_token_id, padding_side="right")
+
+
+class PoolBatches(torch.utils.data.IterableDataset[tuple[OmniInputs, int]]):
+    """Batches from a pool that renews itself; made in a process of their own.
+
+    Args:
+        pool: Filled in the process that iterates.
+        batch_size: Samples of a batch.
+        renewed: New subjects after each batch.
+        fill: Share of the pool that is filled before the first batch.
+    """
+
+    def __init__(self, pool: Pool, *, batch_size: int, renewed: int, fill: float) -> None:
+        self.pool, self.batch_size, self.renewed, self.fill = pool, batch_size, renewed, fill
+
+    def __iter__(self) -> Iterator[tuple[OmniInputs, int]]:
+        """Yield batches without end, each with the number of subjects drawn so far."""
+        torch.set_num_threads(1)
+        self.pool.fill(self.fill)
+        while True:
+            yield self.pool.batch(self.batch_size), self.pool.num_drawn
+            self.pool.grow(self.renewed)
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, config: OmniConfig, settings: ProcessorSettings
+) -> EncodedProcessor:
+    """Build the processor of stage 2."""
+    return EncodedProcessor(tokenizer, config, settings)

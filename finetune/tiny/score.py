@@ -1,0 +1,60 @@
+"""How an answer of `omni-tiny` is judged: the right word and no other, or the share of edits."""
+
+import re
+
+from finetune.tiny import questions
+from finetune.tiny.audio_data import WORDS
+from finetune.tiny.drawing import COLOURS, DIRECTIONS, SHAPES
+from finetune.tiny.joint_data import Turn
+from finetune.tiny.train_vision import edit_distance
+
+_SIDES = tuple(sorted({word for name in DIRECTIONS for word in name.split()}))  # and "still"
+# The words among which a question's answer is; an answer that names a wrong one as well is wrong.
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    "digit": questions.NUMBER_WORDS,
+    "handwritten": questions.NUMBER_WORDS,
+    "digits": questions.NUMBER_WORDS,
+    "word": (*WORDS, "silence"),
+    "object": questions.OBJECTS,
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "shape_colour": (*COLOURS, *SHAPES),
+    "direction": _SIDES,
+}
+ABILITY_WORDS = ("digits", "words", "objects", "colours", "shapes", "directions", "lines")
+
+
+def named(answer: str, candidates: tuple[str, ...]) -> list[str]:
+    """Return the candidates that an answer names, in its order.
+
+    Figures count as words, and "no word" as silence, since "no" is a word that may be spoken.
+
+    Args:
+        answer: What the model said.
+        candidates: Words to look for.
+    """
+    words = re.findall(r"[a-z]+|[0-9]", answer.lower().replace("no word", "silence"))
+    words = [questions.NUMBER_WORDS[int(w)] if w.isdigit() else w for w in words]
+    return [word for word in words if word in candidates]
+
+
+def score_answer(turn: Turn, answer: str) -> float:
+    """Judge one answer.
+
+    Args:
+        turn: The question with its true answer.
+        answer: What the model said.
+
+    Returns:
+        1 or 0; for lines the character error: edits divided by the length of the true text.
+    """
+    if turn.task == "line":
+        return edit_distance(answer, turn.answer) / len(turn.answer)
+    if turn.task in CANDIDATES:
+        candidates = CANDIDATES[turn.task]
+        said, true = named(answer, candidates), named(turn.answer, candidates)
+        return float(said == true if turn.task == "digits" else set(said) == set(true))
+    knows_abilities = any(word in answer for word in ABILITY_WORDS)
+    if turn.task == "abilities":
+        return float(knows_abilities)
+    return float(questions.NAME in answer and knows_abilities)

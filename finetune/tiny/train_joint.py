@@ -1,0 +1,340 @@
+r"""Train the decoder and the projectors of `omni-tiny` on what its frozen towers see and hear.
+
+    python -m finetune.tiny.train_joint --data ../shared/data \
+        --vision ../runs/tiny/vision/vision_model.safetensors \
+        --audio ../runs/tiny/audio/audio_tower.safetensors \
+        --voices ../runs/tiny/audio/voices.npz --out ../runs/tiny/joint --steps 1500
+
+Writes `checkpoint.pt` (what was trained, and the optimiser) and a line of figures per evaluation
+in `metrics.jsonl`; `finetune.tiny.export` makes a checkpoint of the product from it. A stopped run
+goes on with `--resume`, also with more steps or with towers that were trained further.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from finetune.tiny.joint_data import SHARES, Subjects, Turn, chat, text_turn, turns_about
+from finetune.tiny.joint_pool import (
+    Encoded,
+    EncodedProcessor,
+    Pool,
+    PoolBatches,
+    build_processor,
+    encode_subjects,
+    pass_towers_through,
+)
+from finetune.tiny.model_config import build_model, load_towers, processor_settings
+from finetune.tiny.score import score_answer
+from finetune.tiny.tokenizer import build_tokenizer
+from omni.assistant import Assistant
+from omni.backbone.moe import Router
+from omni.inputs import OmniInputs
+from omni.model import OmniModel
+
+logger = logging.getLogger(__name__)
+
+# What training changes; checkpoints hold only this.
+TRAINED = ("language_model", "multi_modal_projector", "embed_audio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointTraining:
+    """Settings of one run.
+
+    Attributes:
+        steps: Optimiser steps; the learning rate falls over the last `decay_share` of them.
+        batch_size: Samples in a step.
+        learning_rate: Kept after `warmup_steps` until it falls linearly to 2 % at the end.
+        warmup_steps: Steps of linear warm-up.
+        decay_share: Share of the steps in which the learning rate falls.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: Gradients are clipped to this norm.
+        balance_rate: Step of a router's correction bias towards equal load of its experts.
+        pool: Encoded subjects in memory.
+        renewed: New subjects in the pool after each step.
+        fill: Share of the pool that is filled before the first step.
+        save_every: Steps between checkpoints.
+        evaluate_every: Steps between evaluations.
+        validation_items: Held-out subjects a task.
+        seed: Seed of weights and data.
+        bfloat16: Multiply matrices in bfloat16; weights stay float32.
+    """
+
+    steps: int
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup_steps: int = 60
+    decay_share: float = 0.35
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    balance_rate: float = 1e-3
+    pool: int = 12_000
+    renewed: int = 6
+    fill: float = 0.15
+    save_every: int = 100
+    evaluate_every: int = 300
+    validation_items: int = 48
+    seed: int = 0
+    bfloat16: bool = True
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return self.learning_rate * max(0.02, min(1.0, left))
+
+
+class LoadBalance:
+    """Nudges the correction bias of every router towards equal load, without a loss of its own.
+
+    Args:
+        model: Whose routers are watched, while it trains.
+        rate: Change of a bias after one step.
+    """
+
+    def __init__(self, model: nn.Module, rate: float) -> None:
+        self.rate = rate
+        self.routers = [module for module in model.modules() if isinstance(module, Router)]
+        self.load = [torch.zeros(len(router.weight)) for router in self.routers]
+        for index, router in enumerate(self.routers):
+            router.register_forward_hook(self._counter(index))
+
+    def _counter(self, index: int):  # type: ignore[no-untyped-def]  # a hook
+        def count(module: nn.Module, _: object, output: tuple[Tensor, Tensor]) -> None:
+            if module.training:
+                self.load[index] += torch.bincount(output[1].flatten(), minlength=len(
+                    self.load[index])).float()  # fmt: skip
+
+        return count
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the biases and start counting anew."""
+        for router, load in zip(self.routers, self.load, strict=True):
+            router.e_score_correction_bias += self.rate * (load.mean() - load).sign()
+            load.zero_()
+
+
+class Validation:
+    """Held-out subjects, encoded once, and the questions that are asked about them each time.
+
+    Args:
+        subjects: Of the validation split.
+        towers: A model with real towers.
+        processor: Makes prompts.
+        count: Subjects a task.
+    """
+
+    def __init__(
+        self, subjects: Subjects, towers: OmniModel, processor: EncodedProcessor, count: int
+    ) -> None:
+        rng = np.random.default_rng(7)
+        self.processor = processor
+        self.cases: list[tuple[list[Encoded], Turn]] = []
+        for task in SHARES:
+            drawn = [subjects.draw(task, rng) for _ in range(count)]
+            for encoded in encode_subjects(towers, processor.settings, drawn):
+                for turn in turns_about(rng, encoded.subject, count=2 if task == "clip" else 1):
+                    self.cases.append(([encoded], turn))
+        self.cases += [([], text_turn(rng)) for _ in range(count // 2)]
+
+    def run(self, model: OmniModel) -> dict[str, float]:
+        """Answer every question through the chat path; mean score by task, reading by error."""
+        assistant = Assistant(model.eval(), self.processor, name="omni-tiny")
+        scores: dict[str, list[float]] = {}
+        for start in range(0, len(self.cases), 24):
+            cases = self.cases[start : start + 24]
+            conversations = [chat(media, [turn], answered=False) for media, turn in cases]
+            answers = assistant.chat_batch(conversations, max_new_tokens=40)
+            for (media, turn), answer in zip(cases, answers, strict=True):
+                task = f"{media[0].subject.task}/{turn.task}" if media else turn.task
+                scores.setdefault(task, []).append(score_answer(turn, answer))
+        model.train()
+        return {task: round(float(np.mean(found)), 3) for task, found in sorted(scores.items())}
+
+
+def build_optimizer(model: nn.Module, settings: JointTraining) -> torch.optim.AdamW:
+    """Build AdamW that decays matrices but not norms, biases, filters and state parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim >= 2 and p.shape[1] > 1]
+    others = [p for p in parameters if p.ndim < 2 or p.shape[1] == 1]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+
+
+def trained_state(model: OmniModel) -> dict[str, Tensor]:
+    """Return the weights that stage 2 changes."""
+    return {n: t for n, t in model.state_dict().items() if n.split(".")[0] in TRAINED}
+
+
+def train(
+    *,
+    data: Path,
+    vision: Path,
+    audio: Path,
+    voices: Path | None,
+    out: Path,
+    settings: JointTraining,
+    resume: bool = False,
+) -> None:
+    """Run the training and write its results into `out`.
+
+    Args:
+        data: Folder of the training data.
+        vision: Weights of the vision tower.
+        audio: Weights of the audio tower.
+        voices: File of the synthetic voices; None trains without them.
+        out: Folder for checkpoint and figures; made if missing.
+        settings: How to train.
+        resume: Go on from the checkpoint in `out` if there is one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    torch.manual_seed(settings.seed)
+    towers, model = build_model(len(tokenizer)), build_model(len(tokenizer))
+    load_towers(towers, vision, audio)
+    pass_towers_through(model)
+    optimizer = build_optimizer(model, settings)
+    balance = LoadBalance(model, settings.balance_rate)
+    first_step, seconds, num_samples = 0, 0.0, 0
+    if resume and (out / "checkpoint.pt").is_file():
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step, seconds = state["step"], state["seconds"]
+        num_samples = state["samples"]
+        logger.info("resumed at step %d", first_step)
+
+    processor = build_processor(tokenizer, towers.config, processor_settings())
+    validation = Validation(
+        Subjects(data, "validation"), towers, processor, settings.validation_items
+    )
+    # A resumed run draws other examples than those the stopped run has seen.
+    pool = Pool(
+        Subjects(data, "train", voices),
+        towers,
+        processor,
+        seed=settings.seed + first_step,
+        capacity=settings.pool,
+    )
+    batches = _load(
+        PoolBatches(
+            pool, batch_size=settings.batch_size, renewed=settings.renewed, fill=settings.fill
+        )
+    )
+    model.train()
+    losses: list[float] = []
+    started = time.monotonic() - seconds
+    for step in range(first_step, settings.steps):
+        inputs, num_subjects = next(batches)
+        if step == first_step:
+            started = time.monotonic() - seconds  # filling the pool is no training
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        load = [(router_load / router_load.sum()).tolist() for router_load in balance.load]
+        balance.step()
+
+        done, seconds = step + 1, time.monotonic() - started
+        num_samples += settings.batch_size
+        losses = [*losses[-49:], loss.item()]
+        if done % 25 == 0:
+            logger.info(
+                "step %d loss %.3f, %.2f s a step, %d subjects",
+                done, float(np.mean(losses)), seconds / done, num_subjects,
+            )  # fmt: skip
+        if done % settings.evaluate_every == 0 or done == settings.steps:
+            figures = validation.run(model)
+            row = {
+                "step": done,
+                "samples": num_samples,
+                "seconds": round(seconds),
+                "loss": round(float(np.mean(losses)), 4),
+                "expert_load": [[round(share, 3) for share in shares] for shares in load],
+                **figures,
+            }
+            logger.info("%s", row)
+            with (out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if done % settings.save_every == 0 or done == settings.steps:
+            state = {
+                "model": trained_state(model),
+                "optimizer": optimizer.state_dict(),
+                "step": done,
+                "seconds": seconds,
+                "samples": num_samples,
+            }
+            torch.save(state, out / "checkpoint.new")
+            (out / "checkpoint.new").replace(out / "checkpoint.pt")
+
+
+def _load(dataset: PoolBatches) -> Iterator[tuple[OmniInputs, int]]:
+    """Make batches in a process of its own."""
+    return iter(
+        DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8, collate_fn=_as_it_is)
+    )
+
+
+def _as_it_is(batch: tuple[OmniInputs, int]) -> tuple[OmniInputs, int]:
+    return batch
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
+    parser.add_argument("--vision", type=Path, required=True, help="weights of the vision tower")
+    parser.add_argument("--audio", type=Path, required=True, help="weights of the audio tower")
+    parser.add_argument("--voices", type=Path, help="file of the synthetic voices")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
+    parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
+    parser.add_argument("--batch-size", type=int, default=JointTraining(steps=1).batch_size)
+    parser.add_argument("--pool", type=int, default=JointTraining(steps=1).pool)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    settings = JointTraining(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        pool=options.pool,
+        seed=options.seed,
+    )
+    train(
+        data=options.data,
+        vision=options.vision,
+        audio=options.audio,
+        voices=options.voices,
+        out=options.out,
+        settings=settings,
+        resume=options.resume,
+    )
+
+
+if __name__ == "__main__":
+    main()
