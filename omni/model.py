@@ -20,6 +20,7 @@ from omni.encoding import StageTimes, encode_media
 from omni.errors import RequestError
 from omni.fusion import fuse
 from omni.inputs import IGNORE_INDEX, MediaItem, Modality
+from omni.loading import as_dtype
 from omni.memory import check_memory
 from omni.projector import Projector
 from omni.tensors import media_from_tensors
@@ -104,7 +105,8 @@ class OmniModel(PreTrainedModel, GenerationMixin):
 
         Args:
             path_or_id: A directory, or a hub id (downloaded unless offline settings forbid it).
-            dtype: Number format of the weights; None keeps float32 on a CPU and bfloat16 elsewhere.
+            dtype: Number format of the weights, ``"auto"`` as stored; None is float32 on a CPU and
+                bfloat16 elsewhere.
             device: Where to put the whole model; None is the CPU.
             device_map: accelerate's placement, such as ``"auto"``; not together with ``device``.
             revision: Branch, tag or commit of a hub id.
@@ -129,7 +131,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         target = torch.device(device or "cpu")
         if dtype is None:
             dtype = torch.float32 if target.type == "cpu" and not device_map else torch.bfloat16
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        dtype = as_dtype(dtype)
         if check_free_memory and device_map is None:
             check_memory(directory, dtype=dtype, device=target)
         with torch.device("meta"):
