@@ -148,7 +148,7 @@ def background(
         Shape (num_samples,), float32, of no particular loudness.
     """
     if len(noises) and rng.random() < 0.7:
-        noise = noises[rng.integers(len(noises))]
+        noise = noises[int(rng.integers(len(noises)))]
         noise = np.tile(noise, -(-num_samples // len(noise)))
         return np.roll(noise, rng.integers(len(noise)))[:num_samples]
     spectrum = np.fft.rfft(rng.standard_normal(num_samples).astype(np.float32))
@@ -229,12 +229,13 @@ def draw_words(
     Yields:
         One clip at a time.
     """
+    clips = [clip for clip in clips if clip.label != SILENCE]
     sources = [s for s in weights if any(c.source == s for c in clips)]
     shares = np.array([weights[s] for s in sources])
     shares = shares / shares.sum()
     groups = {}
     for source in sources:
-        takes = group_by_label([c for c in clips if c.source == source and c.label != SILENCE])
+        takes = group_by_label([c for c in clips if c.source == source])
         roots = np.sqrt([len(t) for t in takes.values()])
         groups[source] = (takes, list(takes), roots / roots.sum())
     while True:
@@ -268,7 +269,7 @@ def _place(rng: np.random.Generator, waveform: Waveform, max_samples: int) -> Wa
     if len(waveform) > max_samples:
         start = (len(waveform) - max_samples) // 2
         return waveform[start : start + max_samples]
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:  # both sources hold clips without any pause
         return waveform
     spare = rng.integers(0, max_samples - len(waveform) + 1)
     before = rng.integers(0, spare + 1)

@@ -26,7 +26,7 @@ from finetune.tiny.audio_data import (
 )
 
 NUM_MEL_BINS = 80
-SOURCE_WEIGHTS = {"speech_commands": 0.45, "fsdd": 0.2, "voices": 0.35}
+SOURCE_WEIGHTS = {"speech_commands": 0.4, "fsdd": 0.3, "voices": 0.3}
 
 _SILENCE_SHARE = 0.04
 _SEQUENCE_SECONDS = 3.2
@@ -93,8 +93,8 @@ class ExamplePool:
         clips: Sequence[Clip],
         *,
         seed: int,
-        num_words: int = 12_000,
-        num_sequences: int = 1_500,
+        num_words: int = 4_000,
+        num_sequences: int = 400,
     ) -> None:
         self._rng = np.random.default_rng(seed)
         self._noises = [c.waveform for c in clips if c.label == SILENCE]
@@ -109,9 +109,16 @@ class ExamplePool:
         self._sequences = [self._make_sequence() for _ in range(num_sequences)]
 
     def draw(self, count: int, *, sequences: bool = False) -> list[Example]:
-        """Draw examples with replacement, each with parts of its features masked anew."""
+        """Draw examples of about one length, each with parts of its features masked anew.
+
+        Four times as many are drawn, with replacement, and a quarter of them by length kept:
+        a batch of random lengths would be one fourth padding.
+        """
         held = self._sequences if sequences else self._words
-        drawn = [held[i] for i in self._rng.integers(len(held), size=count)]
+        drawn = [held[i] for i in self._rng.integers(len(held), size=4 * count)]
+        drawn.sort(key=lambda example: len(example.features))
+        quarter = count * int(self._rng.integers(4))
+        drawn = drawn[quarter : quarter + count]
         return [Example(self._mask(e.features), e.words) for e in drawn]
 
     def refresh(self, count: int, *, sequences: bool = False) -> None:

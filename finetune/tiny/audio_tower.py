@@ -34,10 +34,10 @@ def build_tower_config() -> ParakeetEncoderConfig:
         convolution_bias=False,
         attention_bias=False,
         scale_input=False,
-        dropout=0.1,
+        dropout=0.0,
         dropout_positions=0.0,
-        activation_dropout=0.1,
-        attention_dropout=0.1,
+        activation_dropout=0.0,
+        attention_dropout=0.0,
         layerdrop=0.0,
     )
 

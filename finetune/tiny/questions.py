@@ -214,15 +214,15 @@ def _vary(
 
     About half of the results are the plain sentence.
     """
-    text = _expand(rng, patterns[rng.integers(len(patterns))])
+    text = _expand(rng, patterns[int(rng.integers(len(patterns)))])
     if leads and rng.random() < 0.12:
         keep = text.startswith(("I ", "A "))
         rest = text if keep else text[0].lower() + text[1:]
-        text = f"{leads[rng.integers(len(leads))]} {rest}"
+        text = f"{leads[int(rng.integers(len(leads)))]} {rest}"
     if rng.random() < 0.15:
         text = text.rstrip("?.!")
     elif endings and rng.random() < 0.25:
-        text = f"{text} {endings[rng.integers(len(endings))]}"
+        text = f"{text} {endings[int(rng.integers(len(endings)))]}"
     if rng.random() < 0.12:
         text = text.lower()
     return text
@@ -232,7 +232,7 @@ def _expand(rng: Generator, pattern: str) -> str:
     """Take one way through the brackets, innermost first, and tidy the spaces."""
     while match := re.search(r"\[([^\[\]]*)\]", pattern):
         options = match[1].split("|")
-        chosen = options[rng.integers(len(options))]
+        chosen = options[int(rng.integers(len(options)))]
         pattern = pattern[: match.start()] + chosen + pattern[match.end() :]
     return re.sub(r"\s+([?.,!:])", r"\1", " ".join(pattern.split()))
 

@@ -17,6 +17,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ class AudioTraining:
 
     Attributes:
         steps: Optimiser steps.
+        minutes: If given, stop after this time too, with the learning rate at 0; on a machine
+            that others use, a run then ends when it should.
         batch_size: Clips in a step; a step on digit sequences takes half as many.
         learning_rate: Highest learning rate, reached after `warmup_steps`, then cosine to 0.
         weight_decay: AdamW's, on matrices only.
@@ -65,6 +68,7 @@ class AudioTraining:
     """
 
     steps: int = 8000
+    minutes: float | None = None
     batch_size: int = 48
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
@@ -73,7 +77,7 @@ class AudioTraining:
     sequence_every: int = 8
     label_smoothing: float = 0.1
     ctc_weight: float = 0.3
-    evaluate_every: int = 500
+    evaluate_every: int = 250
     seed: int = 0
 
 
@@ -211,9 +215,10 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
 
     started = time.perf_counter() - seconds
     losses: list[float] = []
-    while step < settings.steps:
+    done = 0.0
+    while done < 1:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
+            group["lr"] = learning_rate_at(step, done, settings)
         sequences = step % settings.sequence_every == settings.sequence_every - 1
         batch_size = settings.batch_size // 2 if sequences else settings.batch_size
         batch = pool.draw(batch_size, sequences=sequences)
@@ -227,8 +232,9 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
         num_clips += batch_size
         if not sequences:
             losses.append(loss.item())
-        if step % settings.evaluate_every == 0 or step == settings.steps:
-            seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        done = share_done(step, seconds, settings)
+        if step % settings.evaluate_every == 0 or done >= 1:
             figures = {
                 "step": step,
                 "clips": num_clips,
@@ -245,24 +251,30 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
 
 def build_optimizer(model: nn.Module, settings: AudioTraining) -> torch.optim.AdamW:
     """AdamW; norms, biases and other vectors are not decayed."""
-    parameters = list(model.parameters())
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        groups,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.98),
     )
 
 
-def learning_rate_at(step: int, settings: AudioTraining) -> float:
-    """Linear warm-up, then a cosine down to zero at the last step."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+def share_done(step: int, seconds: float, settings: AudioTraining) -> float:
+    """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
+    by_clock = seconds / (60 * settings.minutes) if settings.minutes else 0.0
+    return min(max(step / settings.steps, by_clock), 1.0)
+
+
+def learning_rate_at(step: int, done: float, settings: AudioTraining) -> float:
+    """Linear warm-up, then a cosine down to zero at the end of the run."""
+    warm = min((step + 1) / settings.warmup_steps, 1.0)
+    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def save(
@@ -301,6 +313,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
     parser.add_argument("--steps", type=int, default=AudioTraining().steps)
+    parser.add_argument("--minutes", type=float, help="stop after this time, if not done before")
     parser.add_argument("--batch-size", type=int, default=AudioTraining().batch_size)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -308,7 +321,12 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    settings = AudioTraining(steps=options.steps, batch_size=options.batch_size, seed=options.seed)
+    settings = AudioTraining(
+        steps=options.steps,
+        minutes=options.minutes,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
     train(options.data, options.out, settings, resume=options.resume)
 
 
