@@ -1,0 +1,1 @@
+"""The web demo; it may import `omni` and alone imports gradio. Not written yet."""
