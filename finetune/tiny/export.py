@@ -12,10 +12,10 @@ import logging
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from encoders.audio.parakeet import deterministic_config
 from finetune.tiny.model_config import build_model, load_towers, processor_settings
-from finetune.tiny.tokenizer import build_tokenizer
 from omni.model import OmniModel
 from omni.processor import OmniProcessor
 
@@ -32,7 +32,7 @@ def assemble(joint: Path, vision: Path, audio: Path) -> OmniModel:
         vision: Weights of the vision tower that it was trained with.
         audio: Weights of the audio tower that it was trained with.
     """
-    model = build_model(len(build_tokenizer()))
+    model = build_model(len(load_tokenizer(joint)))
     load_towers(model, vision, audio)
     trained = torch.load(joint, weights_only=True)["model"]
     towers = {n: t for n, t in model.state_dict().items() if n not in trained}
@@ -40,11 +40,22 @@ def assemble(joint: Path, vision: Path, audio: Path) -> OmniModel:
     return model
 
 
-def export(model: OmniModel, out: Path, reduction: dict[str, str] | None = None) -> int:
+def load_tokenizer(joint: Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer that a checkpoint of stage 2 was trained with; it lies beside it."""
+    return PreTrainedTokenizerFast.from_pretrained(joint.parent / "tokenizer")
+
+
+def export(
+    model: OmniModel,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    reduction: dict[str, str] | None = None,
+) -> int:
     """Save a model with tokenizer and settings.
 
     Args:
         model: From `assemble`.
+        tokenizer: From `load_tokenizer`.
         out: Folder; made if missing.
         reduction: Default reduction of each modality.
 
@@ -61,7 +72,6 @@ def export(model: OmniModel, out: Path, reduction: dict[str, str] | None = None)
     if largest > torch.finfo(DTYPE).max:
         raise ValueError(f"The largest weight is {largest:.0f}; {DTYPE} cannot hold it.")
     model.to(DTYPE).save_pretrained(out)
-    tokenizer = build_tokenizer()
     OmniProcessor(tokenizer, model.config, processor_settings()).save_pretrained(out)
     return (out / "model.safetensors").stat().st_size
 
@@ -78,7 +88,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = assemble(options.joint, options.vision, options.audio)
     reduction = {"video": options.reduce_video} if options.reduce_video else {}
-    size = export(model, options.out, reduction)
+    size = export(model, load_tokenizer(options.joint), options.out, reduction)
     parameters = sum(p.numel() for p in model.parameters())
     logger.info("%s parameters, %.1f MB in %s", f"{parameters:,}", size / 1e6, options.out)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image as Picture
 
 from finetune.tiny import questions
 from finetune.tiny.audio_data import (
@@ -35,15 +35,9 @@ from finetune.tiny.audio_voices import synthetic_clips
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
-from finetune.tiny.vision_data import (
-    PHOTO_CLASSES,
-    augment_digit,
-    augment_photo,
-    cifar_arrays,
-    mnist_arrays,
-)
-from omni.media import load_media
-from omni.prompt import Medium
+from finetune.tiny.vision_augment import augment_digit, augment_photo
+from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
+from omni.media import Audio, Image, Video, load_media
 
 FPS = 4  # frames a second that the checkpoint samples; drawn clips have about as many
 
@@ -70,7 +64,7 @@ class Subject(NamedTuple):
     """
 
     task: str
-    medium: Medium
+    medium: Audio | Image | Video
     facts: dict[str, str]
     encoded: bytes | None = None
 
@@ -175,15 +169,14 @@ class Subjects:
         if not encoded:
             frames = [draw_frame(rng, motion, i) for i in range(motion.num_frames)]
             rate = float(rng.uniform(2.0, FPS))  # all frames are taken, at various times
-            return Subject("clip", load_media(np.stack(frames), fps=rate), facts)
+            return _subject("clip", np.stack(frames), facts, fps=rate)
         repeat = int(rng.integers(1, 4))  # source frames for one that is sampled
         motion = motion._replace(
             num_frames=motion.num_frames * repeat,
             step=(motion.step[0] / repeat, motion.step[1] / repeat),
         )
         frames = [draw_frame(rng, motion, i) for i in range(motion.num_frames)]
-        file = encode_clip(frames, FPS * repeat)
-        return Subject("clip", load_media(file), facts, file)
+        return _subject("clip", encode_clip(frames, FPS * repeat), facts)
 
     def word(self, rng: Generator, clip: Clip | None = None) -> Subject:
         """Draw a recording of one word, or now and then of none."""
@@ -355,14 +348,20 @@ def encode_clip(frames: Sequence[np.ndarray], fps: int) -> bytes:
 
 
 def _picture(task: str, pixels: np.ndarray, facts: dict[str, str]) -> Subject:
-    return Subject(task, load_media(np.ascontiguousarray(pixels)), facts)
+    return _subject(task, np.ascontiguousarray(pixels), facts)
 
 
 def _recording(task: str, waveform: np.ndarray, facts: dict[str, str]) -> Subject:
-    medium = load_media(np.ascontiguousarray(waveform, np.float32), sampling_rate=SAMPLE_RATE)
-    return Subject(task, medium, facts)
+    samples = np.ascontiguousarray(waveform, np.float32)
+    return _subject(task, samples, facts, sampling_rate=SAMPLE_RATE)
+
+
+def _subject(task: str, source: Any, facts: dict[str, str], **options: Any) -> Subject:
+    medium = load_media(source, **options)
+    assert isinstance(medium, Audio | Image | Video)
+    return Subject(task, medium, facts, source if isinstance(source, bytes) else None)
 
 
 def _enlarged(rng: Generator, pixels: np.ndarray, low: int, high: int) -> np.ndarray:
     side = int(rng.integers(low, high))
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+    return np.asarray(Picture.fromarray(pixels).resize((side, side), Picture.Resampling.BICUBIC))

@@ -79,8 +79,8 @@ class PassedThrough(nn.Module):
 
 def pass_towers_through(model: OmniModel) -> None:
     """Replace the towers of a model, for media from `encode_subjects`."""
-    model.vision_model = PassedThrough()
-    model.audio_tower = PassedThrough()
+    for tower in ("vision_model", "audio_tower"):
+        setattr(model, tower, PassedThrough())
 
 
 @torch.inference_mode()
@@ -209,7 +209,8 @@ class Pool:
         towers: A model with real towers.
         processor: Makes samples.
         seed: Seed of every choice.
-        capacity: Subjects that are held, shared out by `SHARES`.
+        capacity: Subjects that are held, over all tasks.
+        shares: How often each task is drawn; `SHARES` by default.
     """
 
     def __init__(
@@ -220,11 +221,13 @@ class Pool:
         *,
         seed: int,
         capacity: int,
+        shares: Mapping[str, float] = SHARES,
     ) -> None:
         self.subjects, self.towers, self.processor = subjects, towers, processor
         self.rng = np.random.default_rng(seed)
-        self.capacity = {task: round(capacity * share) for task, share in SHARES.items()}
-        self.held: dict[str, list[Encoded]] = {task: [] for task in SHARES}
+        self.capacity = {task: round(capacity * share) for task, share in shares.items()}
+        self.shares = shares
+        self.held: dict[str, list[Encoded]] = {task: [] for task in shares}
         self.num_drawn = 0
 
     def grow(self, count: int) -> None:
@@ -270,8 +273,10 @@ class Pool:
         return pack_rows([self.sample() for _ in range(size)], self.processor.ids.pad)
 
     def _tasks(self, count: int) -> list[str]:
-        chances = np.fromiter(SHARES.values(), float)
-        return [str(t) for t in self.rng.choice(list(SHARES), count, p=chances / chances.sum())]
+        chances = np.fromiter(self.shares.values(), float)
+        return [
+            str(t) for t in self.rng.choice(list(self.shares), count, p=chances / chances.sum())
+        ]
 
     def _held(self, task: str) -> Encoded:
         return self.held[task][int(self.rng.integers(len(self.held[task])))]
