@@ -85,15 +85,9 @@ def render_easy_line(rng: Generator, fonts: Fonts, size: tuple[int, int]) -> Lin
         fonts: Fonts to draw from; if none is plain enough, all are used.
         size: `(height, width)` of the picture in pixels.
     """
-    plain = {
-        name: tuple(path for path in fonts.families[name] if path.stem.endswith("Regular"))
-        or fonts.families[name][:1]
-        for name in _PLAIN_FAMILIES
-        if name in fonts.families
-    }
     text = random_text(rng, int(rng.integers(8, MAX_CHARACTERS + 1)))
     style = _Style(fill=float(rng.uniform(0.8, 1.0)), paper=(255, 255, 255), ink=(0, 0, 0))
-    return _draw_line(rng, Fonts(families=plain or fonts.families), size, text, style)
+    return _draw_line(rng, _plain(fonts), size, text, style)
 
 
 def render_line(
@@ -121,6 +115,51 @@ def render_line(
     style = _Style(fill=float(rng.uniform(0.55, 0.95)), paper=paper, ink=ink)
     line = _draw_line(rng, fonts, (height, width), text, style)
     return line._replace(image=damage(rng, Image.fromarray(line.image)))
+
+
+def render_block(
+    rng: Generator, fonts: Fonts, *, easy: bool, size: tuple[int, int] = (128, 128)
+) -> list[Line]:
+    """Draw a picture full of text: the most characters to learn from for its number of patches.
+
+    Args:
+        rng: Source of randomness.
+        fonts: Fonts to draw from.
+        easy: Black on white in upright sans serifs, undamaged.
+        size: `(height, width)` of the picture in pixels.
+
+    Returns:
+        Its lines, which all carry the same picture and may be longer than 12 characters.
+    """
+    height, width = size
+    paper, ink = ((255, 255, 255), (0, 0, 0)) if easy else _paper_and_ink(rng)
+    chosen = _plain(fonts) if easy else fonts
+    family = chosen.families[str(rng.choice(list(chosen.families)))]
+    pixels = round(float(np.exp(rng.uniform(np.log(17), np.log(44)))))
+    font = load_font(family[int(rng.integers(len(family)))], pixels)
+    ascent = font.getmetrics()[0]
+    leading = pixels * rng.uniform(1.02, 1.35)
+
+    picture = Image.new("RGB", (width, height), paper)
+    draw = ImageDraw.Draw(picture)
+    placed: list[tuple[str, list[float], float]] = []
+    baseline = pixels * rng.uniform(0.75, 1.2)
+    while baseline < height - 0.1 * pixels:
+        x = float(rng.uniform(0, 0.6 * pixels))
+        text = random_text(rng)
+        while x + font.getlength(text) < width:
+            text += " " + random_text(rng)
+        while text and x + font.getlength(text) > width:
+            text = text[:-1]
+        draw.text((x, baseline - ascent), text, font=font, fill=ink)
+        edges = [x + font.getlength(text[:i]) for i in range(len(text) + 1)]
+        placed.append((text, edges, baseline))
+        baseline += leading
+    image = np.array(picture) if easy else damage(rng, picture)
+    return [
+        Line(image, text, np.asarray(edges), baseline - 0.72 * pixels, baseline)
+        for text, edges, baseline in placed
+    ]
 
 
 def random_line_size(rng: Generator) -> tuple[int, int]:
@@ -156,6 +195,17 @@ def damage(rng: Generator, picture: Image.Image) -> UInt8[np.ndarray, "height wi
         Image.fromarray(pixels).save(buffer, "JPEG", quality=int(rng.integers(40, 95)))
         pixels = np.asarray(Image.open(buffer))
     return np.array(pixels)
+
+
+def _plain(fonts: Fonts) -> Fonts:
+    """Keep upright sans serifs of normal weight; if there are none, all fonts."""
+    plain = {
+        name: tuple(path for path in fonts.families[name] if path.stem.endswith("Regular"))
+        or fonts.families[name][:1]
+        for name in _PLAIN_FAMILIES
+        if name in fonts.families
+    }
+    return Fonts(families=plain or fonts.families)
 
 
 class _Style(NamedTuple):

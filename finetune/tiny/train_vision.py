@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +60,10 @@ class VisionTraining:
     Attributes:
         steps: Optimiser steps; the learning rate ends at 0 there.
         sizes: Items of each task in a step.
-        learning_rate: Highest learning rate, reached after `warmup_steps`, then cosine to 0.
+        learning_rate: AdamW's highest learning rate.
+        muon_learning_rate: Muon's highest learning rate; an update's root mean square is 0.2 of it.
         weight_decay: Muon's, on the matrices of the tower's layers only.
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps of linear warm-up of both learning rates, before the cosine to 0.
         max_grad_norm: Gradients are clipped to this norm.
         save_every: Steps between checkpoints.
         evaluate_every: Steps between evaluations on a part of the validation set.
@@ -75,6 +76,7 @@ class VisionTraining:
     steps: int
     sizes: BatchSizes = field(default_factory=BatchSizes)
     learning_rate: float = 1.5e-3
+    muon_learning_rate: float = 6e-3
     weight_decay: float = 0.05
     warmup_steps: int = 150
     max_grad_norm: float = 1.0
@@ -85,12 +87,12 @@ class VisionTraining:
     bfloat16: bool = True
     num_workers: int = 1
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step counted from 0."""
+    def schedule_at(self, step: int) -> float:
+        """Return the share of the highest learning rates at a step counted from 0."""
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def head_scores(
@@ -112,7 +114,11 @@ def head_scores(
         found: dict[str, Tensor] = {}
         if "reading" in task.targets:
             found["reading"] = heads.reading(tokens)
-            found["symbol"], found["index"] = heads.place(features)
+        if "symbol" in task.targets:
+            symbol, index = heads.place(features)
+            found["symbol"] = symbol
+            if "index" in task.targets:
+                found["index"] = index
         if "cover" in task.targets:
             found["cover"] = heads.cover(features)
         for name in ("photo", "digit", "colour", "shape", "direction"):
@@ -193,8 +199,7 @@ def build_optimizers(
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Build Muon for the matrices inside the tower's layers and AdamW for everything else.
 
-    Muon gets about twice as far in the few thousand steps there are; scaled to AdamW's size of
-    update, both take the same learning rate.
+    Muon gets about twice as far in the few thousand steps there are.
     """
     inner = [p for p in tower.encoder.parameters() if p.ndim == 2]
     chosen = {id(p) for p in inner}
@@ -221,7 +226,7 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
     tower = build_tower(tower_config())
     heads = VisionHeads(tower.config.hidden_size)
     optimizers = build_optimizers(tower, heads, settings)
-    first_step, seconds = 0, 0.0
+    first_step, seconds, samples = 0, 0.0, Counter[str]()
     if resume and (out / "checkpoint.pt").exists():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
         tower.load_state_dict(load_file(out / "vision_model.safetensors"))
@@ -229,6 +234,7 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first_step, seconds = state["step"], state["seconds"]
+        samples.update(state["samples"])
         logger.info("resumed at step %d", first_step)
 
     batches = DataLoader(
@@ -243,8 +249,13 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
     started, mean_loss = time.monotonic() - seconds, 0.0
     for step, tasks in enumerate(batches, start=first_step):
         for optimizer in optimizers:
+            highest = (
+                settings.muon_learning_rate
+                if isinstance(optimizer, torch.optim.Muon)
+                else settings.learning_rate
+            )
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate_at(step)
+                group["lr"] = highest * settings.schedule_at(step)
             optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             scores = head_scores(tower, heads, tasks)
@@ -255,6 +266,7 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
         for optimizer in optimizers:
             optimizer.step()
 
+        samples.update({task.name: len(task.part.patches) for task in tasks})
         done, seconds = step + 1, time.monotonic() - started
         mean_loss += (loss.item() - mean_loss) / min(done - first_step, 50)
         if done % 50 == 0:
@@ -263,14 +275,14 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
             figures = evaluate(tower, heads, held_out, bfloat16=settings.bfloat16)
             _append(out, {"step": done, "seconds": round(seconds), "loss": mean_loss, **figures})
         if done % settings.save_every == 0 or done == settings.steps:
-            _save(out, tower, heads, optimizers, done, seconds)
+            progress = {"step": done, "seconds": seconds, "samples": dict(samples)}
+            _save(out, tower, heads, optimizers, progress)
 
     figures = evaluate(tower, heads, validation_tasks(data, 2560), bfloat16=False)
-    samples = {name: size * settings.steps for name, size in settings.sizes._asdict().items()}
     report = {
         "steps": settings.steps,
         "seconds": round(seconds),
-        "samples": samples,
+        "samples": dict(samples),
         "validation": figures,
     }
     (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -292,15 +304,13 @@ def _save(
     tower: RadioModel,
     heads: VisionHeads,
     optimizers: Sequence[torch.optim.Optimizer],
-    step: int,
-    seconds: float,
+    progress: dict[str, object],
 ) -> None:
     """Write weights and optimiser state; each file is replaced whole."""
     save_file(tower.state_dict(), out / "vision_model.new")
     save_file(heads.state_dict(), out / "heads.new")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"optimizers": states, "step": step, "seconds": seconds}
-    torch.save(state, out / "checkpoint.new")
+    torch.save({"optimizers": states, **progress}, out / "checkpoint.new")
     (out / "vision_model.new").replace(out / "vision_model.safetensors")
     (out / "heads.new").replace(out / "heads.safetensors")
     (out / "checkpoint.new").replace(out / "checkpoint.pt")
@@ -312,15 +322,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    settings = VisionTraining(
-        steps=arguments.steps, learning_rate=arguments.learning_rate, seed=arguments.seed
-    )
+    settings = VisionTraining(steps=arguments.steps, seed=arguments.seed)
     train(arguments.data, arguments.out, settings, resume=arguments.resume)
 
 

@@ -43,6 +43,7 @@ from finetune.tiny.printed import (
     MAX_CHARACTERS,
     Line,
     random_line_size,
+    render_block,
     render_easy_line,
     render_line,
 )
@@ -169,6 +170,14 @@ def easy_lines(rng: Generator, fonts: Fonts, count: int) -> Task:
     return lines([render_easy_line(rng, fonts, size) for size in chosen])
 
 
+def random_blocks(rng: Generator, fonts: Fonts, count: int, *, easy: bool) -> Task:
+    """Draw `count` pictures full of text, with the symbol of every place as the only target."""
+    drawn = [render_block(rng, fonts, easy=easy) for _ in range(count)]
+    part = _part([block[0].image for block in drawn])
+    places = [_block_targets(block, part.grid) for block in drawn]
+    return Task("block", part, {"symbol": torch.from_numpy(np.stack(places))})
+
+
 def easy_share(progress: float) -> float:
     """Return the share of steps whose lines are easy, after a share `progress` of all steps."""
     return float(np.clip((0.75 - progress) / 0.15, 0.1, 1.0))
@@ -220,10 +229,11 @@ def spell(numbers: list[int]) -> str:
 class BatchSizes(NamedTuple):
     """Items of each task in one step; photographs are the hardest, printed lines the dearest."""
 
-    photo: int = 12
-    line: int = 44
+    photo: int = 10
+    line: int = 20
+    block: int = 24
     digit: int = 8
-    clip: int = 10
+    clip: int = 8
     still: int = 2
 
 
@@ -245,10 +255,12 @@ class VisionBatches(Dataset[list[Task]]):
         pictures, labels = mnist_arrays(self.data, "train")
         chosen = rng.integers(len(labels), size=self.sizes.digit)
         easy = rng.random() < easy_share(step / self.num_steps)
+        fonts = find_fonts("train")
         draw_lines = easy_lines if easy else random_lines
         return [
             photo,
-            draw_lines(rng, find_fonts("train"), self.sizes.line),
+            draw_lines(rng, fonts, self.sizes.line),
+            random_blocks(rng, fonts, self.sizes.block, easy=easy),
             digits([augment_digit(rng, pictures[i]) for i in chosen], labels[chosen]),
             random_tubelets(rng, self.sizes.clip),
             random_stills(rng, self.sizes.still),
@@ -282,6 +294,7 @@ def _drawn_validation() -> list[Callable[[Generator], Task]]:
     fonts = find_fonts("validation")
     return [
         lambda rng: random_lines(rng, fonts, 16),
+        lambda rng: random_blocks(rng, fonts, 16, easy=False),
         lambda rng: random_tubelets(rng, 16),
         lambda rng: random_stills(rng, 16),
     ]
@@ -337,6 +350,19 @@ def _place_targets(line: Line, grid: tuple[int, int]) -> tuple[np.ndarray, np.nd
     placed = [np.where(keep == 1, values[None, :], keep) for values in (symbol, index)]
     symbol_map, index_map = (p.reshape(rows * columns, SUBCOLUMNS).astype(np.int64) for p in placed)
     return symbol_map, index_map
+
+
+def _block_targets(block: list[Line], grid: tuple[int, int]) -> np.ndarray:
+    """Which symbol stands at each patch's subcolumns `(patches, subcolumns)` of several lines.
+
+    Patch rows that show two lines, or touch one only, count for nothing.
+    """
+    rows, columns = grid
+    maps = np.stack([_place_targets(line, grid)[0].reshape(rows, -1) for line in block])
+    shown = (maps > 0).any(-1)  # (lines, rows)
+    only = maps[shown.argmax(0), np.arange(rows)]
+    unclear = (shown.sum(0) > 1) | (~shown.any(0) & (maps == IGNORE).any((0, 2)))
+    return np.where(unclear[:, None], IGNORE, only).reshape(rows * columns, SUBCOLUMNS)
 
 
 def _cover_targets(masks: list[np.ndarray], grid: tuple[int, int]) -> Int64[Tensor, "patches 8"]:

@@ -1,5 +1,7 @@
 """Drawn pictures: the same seed gives the same picture, and the facts told are the facts drawn."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from finetune.tiny.printed import (
     CHARACTERS,
     MAX_CHARACTERS,
     random_text,
+    render_block,
     render_line,
 )
 
@@ -115,3 +118,15 @@ def test_a_still_has_the_size_asked_for():
     picture, facts = random_still(np.random.default_rng(0), (70, 90))
     assert picture.shape == (70, 90, 3)
     assert set(facts) == {"colour", "shape"}
+
+
+@pytest.mark.parametrize("easy", [True, False])
+def test_lines_of_a_block_stand_below_each_other_and_inside_the_picture(easy):
+    lines = render_block(np.random.default_rng(1), any_fonts(), easy=easy)
+    assert len(lines) > 1
+    for upper, lower in pairwise(lines):
+        assert upper.bottom < lower.bottom
+        assert upper.image is lower.image
+    for line in lines:
+        assert set(line.text) <= set(CHARACTERS)
+        assert 0 <= line.edges[0] <= line.edges[-1] <= 128

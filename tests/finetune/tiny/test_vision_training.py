@@ -38,7 +38,7 @@ from finetune.tiny.vision_data import (
 )
 from finetune.tiny.vision_tower import Part, VisionHeads, build_tower, encode, fold, tower_config
 
-SMALL = BatchSizes(photo=2, line=2, digit=2, clip=2, still=1)
+SMALL = BatchSizes(photo=2, line=2, block=1, digit=2, clip=2, still=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,8 +269,18 @@ def test_edit_distance_counts_edits(found, expected, edits):
 
 
 def test_learning_rate_warms_up_and_ends_at_nothing():
-    settings = VisionTraining(steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [settings.learning_rate_at(step) for step in range(101)]
+    settings = VisionTraining(steps=100, warmup_steps=10)
+    rates = [settings.schedule_at(step) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0)
+
+
+def test_rows_between_two_lines_of_a_block_count_for_nothing():
+    upper = printed("AB")._replace(top=8.0, bottom=24.0)  # half of row 0, half of row 1
+    lower = printed("CD")._replace(top=24.0, bottom=60.0)  # half of row 1, rows 2 and 3
+    targets = vision_data._block_targets([upper, lower], (4, 8)).reshape(4, 16)
+    a, b, c, d = symbols("ABCD")
+    assert targets[0].tolist() == [0] * 4 + [a, a, b, b] + [0] * 8
+    assert set(targets[1]) == {IGNORE}
+    assert targets[2].tolist() == targets[3].tolist() == [0] * 4 + [c, c, d, d] + [0] * 8
