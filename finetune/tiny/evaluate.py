@@ -44,6 +44,7 @@ class Ability:
 
 ABILITIES = {
     "digit": Ability(name="spoken digit, unseen speakers", floor=0.85),
+    "digit_commands": Ability(name="the same, from Speech Commands only"),
     "word": Ability(name="35 spoken words, unseen speakers"),
     "digits": Ability(name="2 to 4 spoken digits, all right"),
     "object": Ability(name="main object of a photo, ten classes", floor=0.45),
@@ -149,6 +150,11 @@ def make_cases(data: Path, limit: int | None, seed: int = 11) -> dict[str, list[
     evs = {"video": "evs(0.5)"}
     return {
         "digit": about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
+        "digit_commands": about(
+            "digit_commands",
+            recordings("digit_commands", lambda c: c.label in DIGITS and _is_command(c)),
+            "digit",
+        ),
         "word": about("word", recordings("word", _is_command), "word"),
         "digits": about("digits", many("digits", "digits", min(drawn, 200)), "digits"),
         "object": about("object", (subjects.photo(rng("p"), i) for i in photos), "object"),

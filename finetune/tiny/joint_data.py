@@ -45,11 +45,11 @@ FPS = 4  # frames a second that the checkpoint samples; drawn clips have about a
 SHARES = {
     "line": 0.32,
     "photo": 0.22,
-    "word": 0.20,
-    "digits": 0.03,
-    "handwritten": 0.07,
-    "clip": 0.11,
-    "still": 0.05,
+    "word": 0.14,
+    "digits": 0.02,
+    "handwritten": 0.12,
+    "clip": 0.12,
+    "still": 0.06,
 }
 
 

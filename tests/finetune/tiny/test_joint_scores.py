@@ -1,8 +1,13 @@
 """Answers are judged by the word that counts, and shares come with honest intervals."""
 
+import re
+
 import numpy as np
 import pytest
+import typer
 
+from finetune.cli import register
+from finetune.tiny.card import percent_down, percent_up, score_rows
 from finetune.tiny.evaluate import (
     ABILITIES,
     Case,
@@ -14,6 +19,7 @@ from finetune.tiny.evaluate import (
 )
 from finetune.tiny.joint_data import Subject, Turn
 from finetune.tiny.score import named, score_answer
+from omni.errors import RequestError
 from omni.media import load_media
 
 
@@ -81,7 +87,7 @@ def test_the_json_names_every_ability_with_its_floor():
     scores = [summarise(name, [1.0], cases, []) for name in ABILITIES]
     written = as_json(scores, model="omni-tiny", seconds=1.0)
     assert [row["ability"] for row in written["abilities"]] == list(ABILITIES)
-    assert {"n", "count"} & set(written["abilities"][0])
+    assert {row["count"] for row in written["abilities"]} == {1}
 
 
 def test_media_become_files_that_open_as_the_same_media():
@@ -92,3 +98,33 @@ def test_media_become_files_that_open_as_the_same_media():
     sound = Subject("word", load_media(waveform, sampling_rate=16_000), {})
     again = load_media(as_file(sound)).waveform().numpy()
     np.testing.assert_allclose(again, waveform, atol=1 / 32_000)  # half a step of 16 bits
+
+
+def test_the_card_never_rounds_in_the_models_favour():
+    assert percent_down(0.8499) == "84.9"
+    assert percent_up(0.2501) == "25.1"
+    assert percent_down(1.0) == percent_up(1.0) == "100.0"
+
+
+def test_the_cards_table_has_every_ability_with_its_verdict():
+    cases = [Case([], [Turn("digit", "?", "One.")])] * 2
+    scores = [summarise(name, [0.4, 0.4], cases, []) for name in ABILITIES]
+    rows = score_rows(as_json(scores, model="omni-tiny", seconds=1.0))[2:]
+    assert len(rows) == len(ABILITIES)
+    with_floor = [ability for ability in ABILITIES.values() if ability.floor is not None]
+    assert sum("**no**" in row for row in rows) == len(with_floor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "huge"], "Found eval 'huge'; expected 'tiny'"),
+        (["eval", "tiny", "--data", "nowhere"], "nowhere: found no cifar10/ there"),
+    ],
+)
+def test_eval_says_what_is_missing(arguments, message):
+    app = typer.Typer()
+    register(app)
+    app.command("other")(lambda: None)  # one command alone would lose its name
+    with pytest.raises(RequestError, match=re.escape(message)):
+        app(arguments, standalone_mode=False)
