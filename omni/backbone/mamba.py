@@ -65,7 +65,7 @@ def causal_conv(
 class _ShiftedSum(torch.autograd.Function):
     """y_t = sum_lag taps[-1 - lag] * x_{t - lag}, with gradients that sum in place.
 
-    Autograd of the same loop keeps and adds a full tensor per tap; this is three times as fast.
+    Autograd of the same loop keeps and adds a full tensor per tap; this measured 2.4 times as fast.
     """
 
     @staticmethod

@@ -83,7 +83,7 @@ def test_selected_rows_continue_as_if_they_were_alone(model):
         found = model(ids[[2, 0, 2], 7:], attention_mask=mask[[2, 0, 2], 7:], cache=cache).logits
         alone = model(ids[:1, 3:]).logits[:, -1:]
         whole = model(ids[2:]).logits[:, -1:]
-    # Measured 5e-6; float32 sums of logits up to 7 in another order.
+    # Float32 sums in another order; single steps against one forward measured 3.5e-6.
     torch.testing.assert_close(found, torch.cat([whole, alone, whole]), rtol=0, atol=1e-4)
 
 

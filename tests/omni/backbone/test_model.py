@@ -8,7 +8,7 @@ from omni.backbone import HybridForCausalLM, HybridModel
 from omni.errors import AlignmentError, ConfigError, RequestError
 from tests.support.backbone import tiny_config, tiny_model
 
-# Float64 models, so that another order of summation shows as rounding only: measured 1e-13.
+# Float64 models, so that another order of summation shows as rounding only: measured 7e-15.
 EXACT = {"rtol": 0, "atol": 1e-10}
 
 NANO = {
@@ -220,7 +220,7 @@ def test_bfloat16_stays_near_float32(ids):
     expected = model(ids).logits
     found = model.bfloat16()(ids).logits
     assert found.dtype == torch.float32
-    # bfloat16 has 8 bits, errors add up over 5 layers: measured 0.01 of the largest logit.
+    # bfloat16 has 8 bits, errors add up over 5 layers: measured 0.04 of the largest logit.
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
 
 

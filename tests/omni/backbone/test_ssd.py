@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from omni.backbone.ssd import number_runs, ssd_reference, ssd_scan, ssd_step
 
-# Float64 throughout, so that the two orders of summation agree to rounding: measured 2e-14.
+# Float64 throughout, so that the two orders of summation agree to rounding: measured
+# worst case over sizes, chunks and packings 7e-14, gradients relative to their largest value.
 TOLERANCE = 1e-11
 
 
