@@ -43,13 +43,13 @@ FPS = 4  # frames a second that the checkpoint samples; drawn clips have about a
 
 # How often each kind of subject is drawn for training. Reading is the hardest to learn.
 SHARES = {
-    "line": 0.32,
-    "photo": 0.22,
+    "line": 0.30,
+    "photo": 0.20,
     "word": 0.14,
     "digits": 0.02,
     "handwritten": 0.12,
-    "clip": 0.12,
-    "still": 0.06,
+    "clip": 0.13,
+    "still": 0.09,
 }
 
 
@@ -159,9 +159,9 @@ class Subjects:
             height, width = (int(side) for side in rng.integers(64, 161, 2))
             width = width if rng.random() < 0.4 else height
         motion = random_motion(rng, (height, width))
-        if rng.random() < 0.4:  # shorter clips: as far in fewer frames, or a part of the way
+        if rng.random() < 0.7:  # shorter clips: half of the way or more in fewer frames
             count = int(rng.integers(4, motion.num_frames + 1))
-            speed = rng.uniform(1, (motion.num_frames - 1) / (count - 1))
+            speed = rng.uniform(0.5, 1.0) * (motion.num_frames - 1) / (count - 1)
             motion = motion._replace(
                 num_frames=count, step=(motion.step[0] * speed, motion.step[1] * speed)
             )

@@ -37,7 +37,7 @@ from omni.settings import ProcessorSettings
 
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
-TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.03, 0.04, 0.01, 0.3
+TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.03, 0.04, 0.01, 0.7
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 
@@ -265,7 +265,7 @@ class Pool:
         encoded = self._held(self._tasks(1)[0])
         if kind < OFF_TOPIC_SHARE:
             return self._inputs([encoded], [text_turn(rng)])
-        count = 3 if rng.random() < MORE_TURNS_SHARE else 1
+        count = 4 if rng.random() < MORE_TURNS_SHARE else 1
         return self._inputs([encoded], turns_about(rng, encoded.subject, count=count))
 
     def batch(self, size: int) -> OmniInputs:

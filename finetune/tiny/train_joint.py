@@ -85,7 +85,7 @@ class JointTraining:
     pool: int = 12_000
     renewed: int = 8
     fill: float = 0.08
-    save_every: int = 100
+    save_every: int = 40
     evaluate_every: int = 250
     validation_items: int = 48
     line_share: float = SHARES["line"]
