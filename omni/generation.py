@@ -21,8 +21,9 @@ from omni.errors import RequestError
 from omni.inputs import OmniInputs
 from token_reduction import TokenLayout
 
-# Positions of one prefill pass: bounds activations, so that hours of audio take flat memory.
-PREFILL_CHUNK = 2048
+# Positions of one prefill pass. It bounds activations and the attention mask (chunk x prompt), so
+# that an hour of audio needs little more memory than a minute.
+PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

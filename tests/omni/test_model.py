@@ -146,3 +146,14 @@ def test_lora_on_the_decoder_trains_and_leaves_the_towers_alone():
     trained = {n for n, p in adapted.named_parameters() if p.grad is not None}
     assert trained
     assert all("language_model" in name and "lora_" in name for name in trained)
+
+
+def test_generate_goes_on_from_a_cache_that_has_read_a_part_of_the_prompt():
+    model = tiny_omni.omni_model()
+    ids = torch.randint(30, 280, (1, 12))
+    whole = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    cache = model(input_ids=ids[:, :7], use_cache=True).past_key_values
+    continued = model.generate(
+        input_ids=ids, past_key_values=cache, max_new_tokens=5, do_sample=False, eos_token_id=None
+    )
+    assert continued.tolist() == whole.tolist()
