@@ -67,7 +67,8 @@ class VisionTraining:
         max_grad_norm: Gradients are clipped to this norm.
         save_every: Steps between checkpoints.
         evaluate_every: Steps between evaluations on a part of the validation set.
-        validation_items: Items a task in such a part; the last evaluation uses 2,560.
+        validation_items: Items a task in such a part; the last evaluation uses 2,560
+            real and 640 drawn ones.
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
         num_workers: Processes that make batches; 0 makes them in the training process.
@@ -245,7 +246,7 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
         num_workers=settings.num_workers,
         prefetch_factor=6 if settings.num_workers else None,
     )
-    held_out = validation_tasks(data, settings.validation_items)
+    held_out = validation_tasks(data, settings.validation_items, settings.validation_items)
     started, mean_loss = time.monotonic() - seconds, 0.0
     for step, tasks in enumerate(batches, start=first_step):
         for optimizer in optimizers:
@@ -278,7 +279,7 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
             progress = {"step": done, "seconds": seconds, "samples": dict(samples)}
             _save(out, tower, heads, optimizers, progress)
 
-    figures = evaluate(tower, heads, validation_tasks(data, 2560), bfloat16=False)
+    figures = evaluate(tower, heads, validation_tasks(data, 2560, 640), bfloat16=False)
     report = {
         "steps": settings.steps,
         "seconds": round(seconds),

@@ -229,7 +229,7 @@ def spell(numbers: list[int]) -> str:
 class BatchSizes(NamedTuple):
     """Items of each task in one step; photographs are the hardest, printed lines the dearest."""
 
-    photo: int = 10
+    photo: int = 16
     line: int = 20
     block: int = 24
     digit: int = 8
@@ -267,26 +267,27 @@ class VisionBatches(Dataset[list[Task]]):
         ]
 
 
-def validation_tasks(data: Path, count: int, seed: int = 1) -> list[Task]:
+def validation_tasks(data: Path, real: int, drawn: int, seed: int = 1) -> list[Task]:
     """Make the fixed validation set: held-out photographs and digits, unseen fonts, new clips.
 
     Args:
         data: Folder of the training data.
-        count: Items a task, at most; photographs and digits may be fewer.
+        real: Photographs and digits at most, each; there are 2,547 and about 480.
+        drawn: Items of each drawn task, rounded down to a multiple of 16, at least 16.
         seed: Seed of what is drawn.
     """
     rng = np.random.default_rng((seed, 0x5EED))
     tasks: list[Task] = []
     pictures, labels = cifar_arrays(data, "validation")
-    order = rng.permutation(len(labels))[:count]
+    order = rng.permutation(len(labels))[:real]
     tasks += [photos(pictures[o], labels[o]) for o in _chunks(order)]
     pictures, labels = mnist_arrays(data, "validation")
-    order = rng.permutation(len(labels))[:count]
+    order = rng.permutation(len(labels))[:real]
     for chunk in _chunks(order):
         plain = [np.repeat(pictures[i][..., None], 3, axis=-1) for i in chunk]
         tasks.append(digits(plain, labels[chunk]))
     for make in _drawn_validation():
-        tasks += [make(rng) for _ in range(max(1, count // 16))]
+        tasks += [make(rng) for _ in range(max(1, drawn // 16))]
     return tasks
 
 
