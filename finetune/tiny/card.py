@@ -51,7 +51,8 @@ edits divided by the length of the true text. Intervals: Wilson; for lines, boot
 """
 
 TRAINED = """Trained from scratch by the scripts in `finetune/tiny` (recipe: its README.md), seed 0,
-on two CPU cores that were shared with other work, so the hours are those of a clock.
+on two CPU cores that were shared with other work, so the hours are those of a clock. Settings were
+changed by hand on the way: the recipe says how, and a run from scratch will not give these weights.
 """
 
 LIMITS = """## What it cannot do
