@@ -64,7 +64,8 @@ def evaluate(
         )
     seconds = time.perf_counter() - start
     if as_json:
-        typer.echo(json.dumps(tiny.as_json(scores, model=assistant.name, seconds=seconds)))
+        written = tiny.as_json(scores, model=assistant.name, seconds=seconds, limit=limit)
+        typer.echo(json.dumps(written))
         return
     Console().print(score_table(scores, assistant.name, seconds))
 

@@ -42,7 +42,8 @@ print(assistant.ask("Which digit is spoken?", "examples/media/recording.wav"))
 MEASURED = """## What it can do, measured
 
 Held-out speakers, photographs and fonts; varied wording; greedy; by
-`omni eval tiny --data ../shared/data`. Shares are cut off after one digit, errors raised.
+`{command}`. Shares are cut off after one digit,
+errors raised.
 """
 
 JUDGED = """
@@ -75,7 +76,7 @@ The code is under Apache-2.0. The weights were trained on the following; no row 
 | --- | --- | --- | --- |
 | Free Spoken Digit Dataset, 1,500 recordings of 3 speakers | spoken digits | \
 Z. Jackson and others | CC BY-SA 4.0 |
-| Speech Commands, about 2,300 recordings | spoken words | P. Warden, Google | CC BY 4.0 |
+| Speech Commands, about 2,400 recordings | spoken words | P. Warden, Google | CC BY 4.0 |
 | synthetic voices, 9,100 recordings | spoken words | espeak-ng (GPL-3.0 program), flite \
 (BSD-like) | made by this project |
 | CIFAR-10, about 22,500 of 25,000 photographs | ten objects | A. Krizhevsky | **none stated**: \
@@ -180,9 +181,11 @@ def model_card(evaluation: dict[str, Any], runs: Path, weights: Path) -> str:
     """
     file = weights / "model.safetensors"
     size = file.stat().st_size
+    limit = evaluation["limit"]
+    command = "omni eval tiny --data ../shared/data" + (f" --limit {limit}" if limit else "")
     parts = [
         HEAD,
-        MEASURED,
+        MEASURED.format(command=command),
         *score_rows(evaluation),
         JUDGED,
         LIMITS,

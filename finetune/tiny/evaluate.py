@@ -266,20 +266,23 @@ def bootstrap_error(
     return float(edits.sum() / lengths.sum()), float(low), float(high)
 
 
-def as_json(scores: Sequence[Score], *, model: str, seconds: float) -> dict[str, Any]:
+def as_json(
+    scores: Sequence[Score], *, model: str, seconds: float, limit: int | None = None
+) -> dict[str, Any]:
     """Return an evaluation as JSON types.
 
     Args:
         scores: From `evaluate`.
         model: Name of the model.
         seconds: What the evaluation took.
+        limit: Most questions an ability, as asked for.
     """
     rows = [
         {**asdict(s), "name": ABILITIES[s.ability].name, "floor": ABILITIES[s.ability].floor,
          "is_error": ABILITIES[s.ability].is_error, "holds": s.holds}
         for s in scores
     ]  # fmt: skip
-    return {"model": model, "seconds": round(seconds, 1), "abilities": rows}
+    return {"model": model, "seconds": round(seconds, 1), "limit": limit, "abilities": rows}
 
 
 def _is_command(clip: Clip) -> bool:

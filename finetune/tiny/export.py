@@ -42,7 +42,10 @@ def assemble(joint: Path, vision: Path, audio: Path) -> OmniModel:
 
 def load_tokenizer(joint: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer that a checkpoint of stage 2 was trained with; it lies beside it."""
-    return PreTrainedTokenizerFast.from_pretrained(joint.parent / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(joint.parent / "tokenizer")
+    for where_from in ("is_local", "local_files_only"):  # would be saved with it
+        tokenizer.init_kwargs.pop(where_from, None)
+    return tokenizer
 
 
 def export(

@@ -327,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=JointTraining(steps=1).batch_size)
     parser.add_argument("--pool", type=int, default=JointTraining(steps=1).pool)
+    parser.add_argument("--learning-rate", type=float, default=JointTraining(steps=1).learning_rate)
     parser.add_argument("--line-share", type=float, default=SHARES["line"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
@@ -338,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=options.steps,
         batch_size=options.batch_size,
         pool=options.pool,
+        learning_rate=options.learning_rate,
         line_share=options.line_share,
         seed=options.seed,
     )
