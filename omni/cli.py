@@ -69,7 +69,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 
 class Level(StrEnum):
-    """How much the program says besides the answer."""
+    """How `doctor` shows a finding."""
 
     ok = "[green]ok[/green]"
     missing = "[red]no[/red]"
@@ -152,7 +152,7 @@ def chat(
                 said += piece
                 typer.echo(piece, nl=False)
             typer.echo()
-        except OmniError as error:  # the question is put back, the conversation goes on
+        except OmniError as error:  # this turn is dropped, the conversation goes on
             typer.echo(f"error: {error}", err=True)
             waiting = []
             continue

@@ -213,6 +213,9 @@ def pack(samples: Sequence[OmniInputs]) -> OmniInputs:
 
     Returns:
         One row. The first label of each sample is ignored, since its predecessor is another sample.
+
+    Raises:
+        AlignmentError: A sample has several rows or padding.
     """
     media: list[MediaItem] = []
     labels: list[Tensor] = []

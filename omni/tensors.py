@@ -5,6 +5,7 @@ share a placeholder id, so both in one prompt cannot be told apart. What they ca
 the same encoding and fusion as everything else.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -57,6 +58,12 @@ def media_from_tensors(
             raise RequestError("pixel_values needs image_grid_hw of shape (images, 2); found None.")
         items += _images(config, pixel_values, image_grid_hw)
     if pixel_values_videos is not None:
+        if (spec := config.reduction.get("video", "identity")) != "identity":
+            warnings.warn(
+                f"The config's video reduction {spec!r} is not applied to pixel_values_videos, "
+                "whose prompt holds all placeholders. Build OmniInputs to reduce.",
+                stacklevel=2,
+            )
         items.append(_video(config, pixel_values_videos))
     visual = _place(items, input_ids, config.image_token_id)
     clips: list[MediaItem] = []

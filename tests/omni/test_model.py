@@ -134,6 +134,13 @@ def test_images_and_a_video_as_loose_tensors_are_refused_with_the_way_out():
         )
 
 
+def test_a_reduction_that_loose_tensors_cannot_carry_warns():
+    model = tiny_omni.omni_model(video_pruning_rate=0.5)
+    ids, frames = torch.tensor([[21, 18, 18, 18, 18, 22]]), torch.randn(2, 3, 16, 16)
+    with pytest.warns(UserWarning, match=r"'evs\(0.5\)' is not applied"):
+        assert model(input_ids=ids, pixel_values_videos=frames).logits.shape == (1, 6, 286)
+
+
 def test_lora_on_the_decoder_trains_and_leaves_the_towers_alone():
     peft = pytest.importorskip("peft")
     model = tiny_omni.omni_model()
