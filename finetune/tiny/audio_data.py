@@ -106,7 +106,7 @@ def augment(
     """Record the same word again: another pace and pitch, another microphone, another room.
 
     1. cut the quiet edges away (sometimes; the two sources differ most in them)
-    2. play 0.85 to 1.15 times as fast, which moves pitch and formants too
+    2. play 0.8 to 1.25 times as fast, which moves pitch and formants too
     3. filter: tilt, one resonance, telephone band, a short room
     4. place it at a random position between pauses
     5. add noise 5 to 40 dB below the word (sometimes), then set a random gain
@@ -122,7 +122,7 @@ def augment(
     """
     if rng.random() < 0.5:
         waveform = trim(waveform)
-    speed = rng.uniform(0.85, 1.15)
+    speed = rng.uniform(0.8, 1.25)
     waveform = soxr.resample(waveform, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
     waveform = _filter(rng, waveform)
     waveform = _place(rng, waveform, int(max_seconds * SAMPLE_RATE))

@@ -26,7 +26,7 @@ from finetune.tiny.audio_data import (
 )
 
 NUM_MEL_BINS = 80
-SOURCE_WEIGHTS = {"speech_commands": 0.4, "fsdd": 0.3, "voices": 0.3}
+SOURCE_WEIGHTS = {"speech_commands": 0.45, "fsdd": 0.2, "voices": 0.35}
 
 _SILENCE_SHARE = 0.04
 _SEQUENCE_SECONDS = 3.2

@@ -15,9 +15,9 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,9 +56,10 @@ class AudioTraining:
         minutes: If given, stop after this time too, with the learning rate at 0; on a machine
             that others use, a run then ends when it should.
         batch_size: Clips in a step; a step on digit sequences takes half as many.
-        learning_rate: Highest learning rate, reached after `warmup_steps`, then cosine to 0.
-        weight_decay: AdamW's, on matrices only.
-        warmup_steps: Steps of linear warm-up.
+        learning_rate: AdamW's highest learning rate.
+        muon_learning_rate: Muon's highest learning rate; an update's root mean square is 0.2 of it.
+        weight_decay: Muon's, on the matrices of the tower's layers only.
+        warmup_steps: Steps of linear warm-up of both learning rates, before the cosine to 0.
         refresh: Share of a batch that is replaced in the pool after each step.
         sequence_every: Each n-th step is on digit sequences.
         label_smoothing: Of the label head.
@@ -71,6 +72,7 @@ class AudioTraining:
     minutes: float | None = None
     batch_size: int = 48
     learning_rate: float = 1.5e-3
+    muon_learning_rate: float = 6e-3
     weight_decay: float = 0.05
     warmup_steps: int = 300
     refresh: float = 0.25
@@ -196,14 +198,15 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     model = TowerWithHeads(settings.seed)
-    optimizer = build_optimizer(model, settings)
+    optimizers = build_optimizers(model, settings)
     step = num_clips = 0
     seconds = 0.0
     checkpoint = out / "checkpoint.pt"
     if resume and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         step, num_clips, seconds = state["step"], state["num_clips"], state["seconds"]
     train_clips = load_clips(data, "train") + synthetic_clips(cache=out / "voices.npz")
     groups = validation_groups(load_clips(data, "validation"))
@@ -217,16 +220,23 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
     losses: list[float] = []
     done = 0.0
     while done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, done, settings)
+        for optimizer in optimizers:
+            highest = (
+                settings.muon_learning_rate
+                if isinstance(optimizer, torch.optim.Muon)
+                else settings.learning_rate
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = highest * schedule_at(step, done, settings)
+            optimizer.zero_grad(set_to_none=True)
         sequences = step % settings.sequence_every == settings.sequence_every - 1
         batch_size = settings.batch_size // 2 if sequences else settings.batch_size
         batch = pool.draw(batch_size, sequences=sequences)
         loss = compute_loss(model, batch, settings)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         pool.refresh(round(batch_size * settings.refresh), sequences=sequences)
         step += 1
         num_clips += batch_size
@@ -246,22 +256,21 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
             logger.info("%s", json.dumps(figures))
             with (out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(figures) + "\n")
-            save(model, optimizer, out, figures, settings)
+            save(model, optimizers, out, figures, settings)
 
 
-def build_optimizer(model: nn.Module, settings: AudioTraining) -> torch.optim.AdamW:
-    """AdamW; norms, biases and other vectors are not decayed."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.98),
+def build_optimizers(
+    model: TowerWithHeads, settings: AudioTraining
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Build Muon for the matrices inside the tower's layers and AdamW for everything else."""
+    inner = [p for p in model.tower.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in chosen]
+    return (
+        torch.optim.Muon(
+            inner, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(outer, lr=0.0, weight_decay=0.0, betas=(0.9, 0.98)),
     )
 
 
@@ -271,15 +280,15 @@ def share_done(step: int, seconds: float, settings: AudioTraining) -> float:
     return min(max(step / settings.steps, by_clock), 1.0)
 
 
-def learning_rate_at(step: int, done: float, settings: AudioTraining) -> float:
-    """Linear warm-up, then a cosine down to zero at the end of the run."""
+def schedule_at(step: int, done: float, settings: AudioTraining) -> float:
+    """Return the share of the highest rates: linear warm-up, then a cosine down to zero."""
     warm = min((step + 1) / settings.warmup_steps, 1.0)
-    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+    return warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def save(
     model: TowerWithHeads,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     out: Path,
     figures: dict[str, float],
     settings: AudioTraining,
@@ -298,7 +307,7 @@ def save(
     (out / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n")
     state = {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": figures["step"],
         "num_clips": figures["clips"],
         "seconds": figures["seconds"],

@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Weight of each target in the loss: a mean over its items, whatever their number.
 LOSS_WEIGHTS = {
-    "photo": 1.0,
-    "digit": 0.4,
+    "photo": 0.6,
+    "digit": 0.3,
     "reading": 1.5,
     "symbol": 1.5,
     "index": 0.5,

@@ -227,13 +227,13 @@ def spell(numbers: list[int]) -> str:
 
 
 class BatchSizes(NamedTuple):
-    """Items of each task in one step; photographs are the hardest, printed lines the dearest."""
+    """Items of each task in one step; printed text is the hardest and the dearest."""
 
-    photo: int = 16
-    line: int = 20
-    block: int = 24
-    digit: int = 8
-    clip: int = 8
+    photo: int = 5
+    line: int = 30
+    block: int = 28
+    digit: int = 6
+    clip: int = 5
     still: int = 2
 
 
