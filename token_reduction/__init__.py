@@ -7,7 +7,7 @@
 A `rate` is always the fraction of tokens that is removed.
 """
 
-from token_reduction.base import STAGES, Chain, Reducer, Stage
+from token_reduction.base import STAGES, Chain, Reducer, ReductionStream, Stage
 from token_reduction.baselines import Random, Uniform
 from token_reduction.evs import Evs, evs_keep_mask, evs_num_kept
 from token_reduction.identity import Identity
@@ -28,6 +28,7 @@ __all__ = [
     "Random",
     "Reducer",
     "ReducerCall",
+    "ReductionStream",
     "Stage",
     "TimeSpans",
     "TokenLayout",

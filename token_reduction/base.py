@@ -10,14 +10,34 @@ from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from token_reduction.layout import TokenLayout, TokenShape
 
 # Where a reducer sits, in the order in which data passes.
-Stage = Literal["frames", "before_projector", "after_projector"]
-STAGES: tuple[Stage, ...] = ("frames", "before_projector", "after_projector")
+Stage = Literal["frames", "tower", "before_projector", "after_projector"]
+STAGES: tuple[Stage, ...] = ("frames", "tower", "before_projector", "after_projector")
+
+
+class ReductionStream(ABC):
+    """One media item on its way through a reducer, piece by piece.
+
+    However the rows are cut into pieces, the result is that of one call with all of them.
+    """
+
+    @abstractmethod
+    def push(self, features: Float[Tensor, "piece dim"]) -> None:
+        """Take the next rows, in the order of the item's layout."""
+
+    @abstractmethod
+    def finish(self) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """The reduced features and their layout, after the last piece.
+
+        Raises:
+            ValueError: If fewer or more rows came than the layout has tokens.
+        """
 
 
 class Reducer(nn.Module, ABC):
@@ -59,6 +79,16 @@ class Reducer(nn.Module, ABC):
         """What of this reducer runs at `stage`: itself, or nothing (a chain without members)."""
         return self if self.stage == stage else Chain()
 
+    def stream(self, layout: TokenLayout) -> ReductionStream:
+        """Begin to reduce an item whose rows come piece by piece.
+
+        Unless a reducer knows better, the pieces are kept until the last one is there.
+
+        Args:
+            layout: What all the rows will be.
+        """
+        return _Collected(self, layout)
+
     def forward(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
@@ -88,6 +118,40 @@ class Reducer(nn.Module, ABC):
                 f"its plan promised {promised}. Correct its plan or its reduce method."
             )
         return reduced, reduced_layout
+
+
+class _Collected(ReductionStream):
+    """Joins the pieces, then reduces them in one call."""
+
+    def __init__(self, reducer: Reducer, layout: TokenLayout) -> None:
+        self.reducer, self.layout = reducer, layout
+        self.pieces: list[Tensor] = []
+
+    def push(self, features: Float[Tensor, "piece dim"]) -> None:
+        """Keep the piece."""
+        self.pieces.append(features)
+
+    def finish(self) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """Reduce all pieces at once."""
+        features = torch.cat(self.pieces) if len(self.pieces) != 1 else self.pieces[0]
+        self.pieces.clear()
+        return self.reducer(features, self.layout)
+
+
+class _FirstStreamed(ReductionStream):
+    """Streams through the first member of a chain; the others take what it leaves."""
+
+    def __init__(self, chain: "Chain", layout: TokenLayout) -> None:
+        first, *rest = chain.members
+        self.first, self.rest = first.stream(layout), Chain(*rest)
+
+    def push(self, features: Float[Tensor, "piece dim"]) -> None:
+        """Hand the piece to the first member."""
+        self.first.push(features)
+
+    def finish(self) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+        """Run the other members."""
+        return self.rest(*self.first.finish())
 
 
 class Chain(Reducer):
@@ -138,6 +202,10 @@ class Chain(Reducer):
     def part(self, stage: Stage) -> Reducer:
         """The members that sit at `stage`, as a chain."""
         return Chain(*(member for member in self.members if member.stage == stage))
+
+    def stream(self, layout: TokenLayout) -> ReductionStream:
+        """The first member streams; it is the one that meets the whole item."""
+        return _FirstStreamed(self, layout) if self.members else super().stream(layout)
 
     def reduce(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout

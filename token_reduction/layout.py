@@ -9,7 +9,8 @@ Layout tensors live on the CPU whatever device the features are on: prompts are 
 from them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -86,6 +87,9 @@ class TokenLayout:
         source_ptr: Row pointers; starts with 0.
         source_cells: Row-major flat indices into `source_grid`.
         source_weights: Share of each source cell in its token.
+        cues: What encoder or gateway know of each token, one number a token, by name: `energy`
+            (decibels of the sound), `attention` (what the tower's summary token pays it). A
+            reducer that wants a cue says what it does without it.
 
     Raises:
         ValueError: If the parts disagree in length, or `cells` is not ascending and in range.
@@ -98,6 +102,7 @@ class TokenLayout:
     source_ptr: Int[Tensor, " tokens+1"]
     source_cells: Int[Tensor, " entries"]
     source_weights: Float[Tensor, " entries"]
+    cues: Mapping[str, Float[Tensor, " tokens"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         t, h, w = self.shape.grid
@@ -119,6 +124,12 @@ class TokenLayout:
                 f"Found {len(self.source_cells)} source cell(s) and {len(self.source_weights)} "
                 f"weight(s); expected {entries} of each, as the last source pointer says."
             )
+        for name, values in self.cues.items():
+            if values.shape != (tokens,):
+                raise ValueError(
+                    f"Found cue {name!r} of shape {tuple(values.shape)}; expected one number for "
+                    f"each of {tokens} token(s)."
+                )
         if self.time_spans is not None and len(self.time_spans) != t:
             raise ValueError(
                 f"Found {len(self.time_spans)} time span(s); expected one for each of {t} step(s)."
@@ -126,7 +137,11 @@ class TokenLayout:
 
     @classmethod
     def full(
-        cls, modality: Modality, grid: Grid, time_spans: TimeSpans | None = None
+        cls,
+        modality: Modality,
+        grid: Grid,
+        time_spans: TimeSpans | None = None,
+        cues: Mapping[str, Float[Tensor, " tokens"]] | None = None,
     ) -> "TokenLayout":
         """The layout before any reducer: a token in every cell, each its own source.
 
@@ -134,6 +149,7 @@ class TokenLayout:
             modality: What the item is.
             grid: Cells (t, h, w).
             time_spans: (start, end) in seconds for each step t; None where time means nothing.
+            cues: Numbers about each cell, by name.
         """
         shape = TokenShape.full(modality, grid)
         return cls(
@@ -144,6 +160,7 @@ class TokenLayout:
             source_ptr=torch.arange(shape.num_tokens + 1),
             source_cells=torch.arange(shape.num_tokens),
             source_weights=torch.ones(shape.num_tokens),
+            cues=cues or {},
         )
 
     @property
@@ -169,6 +186,7 @@ class TokenLayout:
             source_ptr=source_ptr,
             source_cells=self.source_cells[entries],
             source_weights=self.source_weights[entries],
+            cues={name: values[kept] for name, values in self.cues.items()},
         )
 
     def merge(
@@ -185,7 +203,8 @@ class TokenLayout:
 
         Provenance is the product of two sparse matrices, (groups x tokens) and
         (tokens x source cells), so that it always speaks of the source, however long the
-        chain of reducers. A source cell that reaches a group twice has its weights added.
+        chain of reducers. A source cell that reaches a group twice has its weights added. Cues
+        are averaged with the same weights.
 
         Args:
             shape: Shape of the new tokens.
@@ -203,6 +222,10 @@ class TokenLayout:
         entry_ptr, entries = _gather_rows(self.source_ptr, members)
         entries_per_member = entry_ptr.diff()
         group_of_member = torch.arange(num_groups).repeat_interleave(group_ptr.diff())
+        cues = {
+            name: torch.zeros(num_groups).index_add_(0, group_of_member, values[members] * weights)
+            for name, values in self.cues.items()
+        }
         group = group_of_member.repeat_interleave(entries_per_member)
         share = weights.repeat_interleave(entries_per_member) * self.source_weights[entries]
 
@@ -221,6 +244,7 @@ class TokenLayout:
             source_ptr=_pointers(entries_per_group),
             source_cells=keys % num_sources,
             source_weights=source_weights,
+            cues=cues,
         )
 
 

@@ -13,7 +13,7 @@ from tests.support.layouts import (
     rates,
     shapes,
 )
-from token_reduction import REDUCERS, STAGES, Chain, Reducer, TokenShape, build
+from token_reduction import REDUCERS, STAGES, Chain, Reducer, TokenLayout, TokenShape, build
 
 few = settings(max_examples=40, deadline=None)
 
@@ -142,6 +142,35 @@ def test_gradients_reach_the_tokens_that_stayed_and_no_others(
     stayed = {cell for sources in provenance(layout) for cell in sources}
     touched = features.grad.abs().sum(dim=1).nonzero().flatten().tolist()
     assert set(touched) == stayed
+
+
+@few
+@given(cases(), st.integers(1, 9))
+def test_streamed_in_pieces_of_any_size_equals_at_once(
+    case: tuple[Reducer, TokenShape], piece: int
+) -> None:
+    reducer, shape = case
+    features = features_for(shape)
+    whole, whole_layout = reducer(features, full_layout(shape))
+    stream = reducer.stream(full_layout(shape))
+    for rows in features.split(piece):
+        stream.push(rows)
+    reduced, layout = stream.finish()
+    assert torch.equal(whole, reduced)
+    assert_same_layout(whole_layout, layout)
+
+
+@few
+@given(cases())
+def test_cues_follow_their_tokens(case: tuple[Reducer, TokenShape]) -> None:
+    reducer, shape = case
+    full = full_layout(shape)
+    cell = torch.arange(shape.num_tokens, dtype=torch.float32)
+    layout = TokenLayout.full(shape.modality, shape.grid, full.time_spans, {"cell": cell})
+    _, reduced = reducer(features_for(shape), layout)
+    for value, sources in zip(reduced.cues["cell"].tolist(), provenance(reduced), strict=True):
+        mean = sum(cell * weight for cell, weight in sources.items())
+        assert value == pytest.approx(mean, abs=1e-3)
 
 
 def test_rows_without_values_still_carry_their_layout() -> None:
