@@ -34,6 +34,13 @@ def features_for(shape: TokenShape, *, dim: int = 5, seed: int = 0, ties: bool =
     return torch.randn(size, generator=generator)
 
 
+def axis_rows(num_rows: int, *, dim: int = 3, generator: torch.Generator) -> Tensor:
+    """Rows along an axis, one way or the other: their cosines are -1, 0 or 1 without rounding."""
+    axis = torch.randint(dim, (num_rows,), generator=generator)
+    sign = torch.randint(2, (num_rows, 1), generator=generator) * 2 - 1
+    return torch.eye(dim)[axis] * sign
+
+
 def provenance(layout: TokenLayout) -> list[dict[int, float]]:
     """For every token {source cell: weight}."""
     ptr = layout.source_ptr.tolist()

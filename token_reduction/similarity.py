@@ -1,0 +1,45 @@
+"""Cosine similarity between many rows, a bounded piece of the matrix at a time.
+
+Similarity only chooses, so nothing here has a gradient, and it is computed in float32
+whatever the features are (bfloat16 ties often).
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Numbers in one piece of a similarity matrix: 64 MiB in float32.
+MAX_SCORES = 2**24
+
+
+@torch.no_grad()
+def unit_rows(features: Float[Tensor, "items tokens dim"]) -> Float[Tensor, "items tokens dim"]:
+    """Rows scaled to length one, in float32; a row of zeros stays one."""
+    return F.normalize(features.float(), dim=-1)
+
+
+def score_chunks(
+    queries: Float[Tensor, "items queries dim"], keys: Float[Tensor, "items keys dim"]
+) -> Iterator[tuple[slice, Float[Tensor, "items chunk keys"]]]:
+    """Dot products of every query with every key of its item, for some queries at a time.
+
+    Yields:
+        Which queries, and their scores; at most `MAX_SCORES` of them unless one query has more.
+    """
+    items, num_queries, _ = queries.shape
+    rows = max(1, MAX_SCORES // max(1, items * keys.shape[1]))
+    for start in range(0, num_queries, rows):
+        chunk = slice(start, min(start + rows, num_queries))
+        yield chunk, queries[:, chunk] @ keys.transpose(1, 2)
+
+
+@torch.no_grad()
+def nearest(
+    queries: Float[Tensor, "items queries dim"], keys: Float[Tensor, "items keys dim"]
+) -> tuple[Float[Tensor, "items queries"], Int[Tensor, "items queries"]]:
+    """The largest dot product of each query and the key that has it, ties to the earliest."""
+    best = [scores.max(dim=2) for _, scores in score_chunks(queries, keys)]
+    return torch.cat([b.values for b in best], 1), torch.cat([b.indices for b in best], 1)
