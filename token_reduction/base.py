@@ -27,9 +27,19 @@ class ReductionStream(ABC):
     However the rows are cut into pieces, the result is that of one call with all of them.
     """
 
+    @property
+    @abstractmethod
+    def num_held(self) -> int:
+        """Rows held at present: what the stream costs in memory."""
+
     @abstractmethod
     def push(self, features: Float[Tensor, "piece dim"]) -> None:
-        """Take the next rows, in the order of the item's layout."""
+        """Take the next rows, in the order of the item's layout.
+
+        Raises:
+            ValueError: If more rows come than the layout has tokens; at the latest, `finish`
+                raises it.
+        """
 
     @abstractmethod
     def finish(self) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
@@ -104,11 +114,7 @@ class Reducer(nn.Module, ABC):
         Raises:
             ValueError: If features and layout disagree, or this reducer cannot take the item.
         """
-        if len(features) != layout.shape.num_tokens:
-            raise ValueError(
-                f"Found {len(features)} feature row(s) for a layout of "
-                f"{layout.shape.num_tokens} token(s); expected one row for each token."
-            )
+        check_rows(len(features), layout)
         promised = self.plan(layout.shape)
         reduced, reduced_layout = self.reduce(features, layout)
         found = (len(reduced), reduced_layout.shape)
@@ -127,6 +133,11 @@ class _Collected(ReductionStream):
         self.reducer, self.layout = reducer, layout
         self.pieces: list[Tensor] = []
 
+    @property
+    def num_held(self) -> int:
+        """All rows that came."""
+        return sum(map(len, self.pieces))
+
     def push(self, features: Float[Tensor, "piece dim"]) -> None:
         """Keep the piece."""
         self.pieces.append(features)
@@ -144,6 +155,11 @@ class _FirstStreamed(ReductionStream):
     def __init__(self, chain: "Chain", layout: TokenLayout) -> None:
         first, *rest = chain.members
         self.first, self.rest = first.stream(layout), Chain(*rest)
+
+    @property
+    def num_held(self) -> int:
+        """What the first member holds."""
+        return self.first.num_held
 
     def push(self, features: Float[Tensor, "piece dim"]) -> None:
         """Hand the piece to the first member."""
@@ -227,6 +243,19 @@ def check_rate(rate: float) -> float:
             f"Found rate {rate}; expected the fraction of tokens to remove, at least 0 and below 1."
         )
     return float(rate)
+
+
+def check_rows(found: int, layout: TokenLayout) -> None:
+    """Refuse a number of feature rows that is not the layout's number of tokens.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if found != layout.shape.num_tokens:
+        raise ValueError(
+            f"Found {found} feature row(s) for a layout of {layout.shape.num_tokens} token(s); "
+            "expected one row for each token."
+        )
 
 
 def check_full(shape: TokenShape, reducer: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from token_reduction.base import Reducer, Stage, check_rate
+from token_reduction.base import Reducer, ReductionStream, Stage, check_rate, check_rows
 from token_reduction.layout import TokenLayout, TokenShape
 
 
@@ -33,12 +33,46 @@ class _Blind(Reducer):
     def choose(self, num_tokens: int, num_kept: int) -> Int[Tensor, " kept"]:
         """Ascending indices of the tokens to keep."""
 
+    def stream(self, layout: TokenLayout) -> ReductionStream:
+        """Holds kept rows only."""
+        num_kept = self.num_tokens(layout.shape)
+        return _SelectionStream(self.choose(layout.shape.num_tokens, num_kept), layout)
+
     def reduce(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "reduced dim"], TokenLayout]:
         """Select rows; values are untouched."""
         kept = self.choose(len(features), self.num_tokens(layout.shape))
         return features[kept.to(features.device)], layout.select(kept)
+
+
+class _SelectionStream(ReductionStream):
+    """Picks rows that were chosen before the first one came."""
+
+    def __init__(self, kept: Int[Tensor, " kept"], layout: TokenLayout) -> None:
+        self.kept, self.layout = kept, layout
+        self.rows: list[Tensor] = []
+        self.num_seen = 0
+
+    @property
+    def num_held(self) -> int:
+        """Kept rows that came."""
+        return sum(map(len, self.rows))
+
+    def push(self, features: Float[Tensor, "piece dim"]) -> None:
+        """Take what is kept of the piece."""
+        after = self.num_seen + len(features)
+        here = self.kept[(self.kept >= self.num_seen) & (self.kept < after)] - self.num_seen
+        if len(here):
+            self.rows.append(features[here.to(features.device)])
+        self.num_seen = after
+
+    def finish(self) -> tuple[Float[Tensor, "reduced dim"], TokenLayout]:
+        """Join what was kept."""
+        check_rows(self.num_seen, self.layout)
+        features = torch.cat(self.rows)
+        self.rows.clear()
+        return features, self.layout.select(self.kept)
 
 
 class Uniform(_Blind):

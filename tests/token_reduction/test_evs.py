@@ -13,8 +13,8 @@ from token_reduction import Evs, Grid, TokenLayout, TokenShape, build, evs_keep_
 few = settings(max_examples=40, deadline=None)
 
 
-def slow_reference(features: Tensor, grid: Grid, rate: float) -> list[int]:
-    """Spec 5.5, one token at a time."""
+def slow_reference(features: Tensor, grid: Grid, rate: float, floor: int = 0) -> list[int]:
+    """The formula at the top of the module, one token at a time."""
     steps, height, width = grid
     per_step = height * width
     change = []
@@ -26,9 +26,14 @@ def slow_reference(features: Tensor, grid: Grid, rate: float) -> list[int]:
             now = features[t * per_step + n][None].float()
             before = features[(t - 1) * per_step + n][None].float()
             change.append(float(1 - F.cosine_similarity(now, before, dim=-1)))
-    num_kept = max(per_step, int(steps * per_step * (1 - rate)))
+    at_least = per_step + (steps - 1) * min(floor, per_step)
+    num_kept = max(at_least, int(steps * per_step * (1 - rate)))
     by_change = sorted(range(len(change)), key=lambda i: (-change[i], i))
-    return sorted(by_change[:num_kept])
+    kept: list[int] = []
+    for t in range(steps):
+        kept += [i for i in by_change if i // per_step == t][:floor]
+    kept += [i for i in by_change if i not in kept][: num_kept - len(kept)]
+    return sorted(kept)
 
 
 @few
@@ -42,6 +47,58 @@ def test_evs_equals_the_slow_reference(
     assert layout.cells.tolist() == expected
     assert torch.equal(reduced, features[expected])
     assert evs_keep_mask(features, shape.grid, rate).nonzero().flatten().tolist() == expected
+
+
+@few
+@given(videos, rates, st.integers(0, 40), st.integers(0, 99), st.booleans())
+def test_evs_with_a_floor_equals_the_slow_reference(
+    shape: TokenShape, rate: float, floor: int, seed: int, ties: bool
+) -> None:
+    features = features_for(shape, seed=seed, ties=ties)
+    expected = slow_reference(features, shape.grid, rate, floor)
+    reduced, layout = Evs(rate, floor)(features, full_layout(shape))
+    assert layout.cells.tolist() == expected
+    assert torch.equal(reduced, features[expected])
+
+
+@few
+@given(videos, rates, st.integers(0, 40), st.integers(0, 99))
+def test_every_step_keeps_its_floor(shape: TokenShape, rate: float, floor: int, seed: int) -> None:
+    reducer = Evs(rate, floor)
+    _, layout = reducer(features_for(shape, seed=seed), full_layout(shape))
+    per_step = shape.grid[1] * shape.grid[2]
+    assert layout.tokens_per_step[0] == per_step
+    assert min(layout.tokens_per_step) >= min(floor, per_step)
+    assert layout.shape.num_tokens >= Evs(rate).num_tokens(shape)
+
+
+def test_a_late_event_of_a_short_clip_survives_with_a_floor() -> None:
+    features = torch.ones(3, 16, 5)
+    features[2, 9] = -1.0  # one cell changes in the last of three steps
+    shape = TokenShape.full("video", (3, 4, 4))
+    _, plain = Evs(0.7)(features.flatten(0, 1), full_layout(shape))
+    _, floored = Evs(0.7, floor=1)(features.flatten(0, 1), full_layout(shape))
+    assert plain.tokens_per_step == (16, 0, 0)
+    assert floored.tokens_per_step == (16, 1, 1)
+    assert floored.cells[-1] == 2 * 16 + 9
+
+
+def test_a_floor_costs_nothing_where_every_step_has_it_already() -> None:
+    shape = TokenShape.full("video", (64, 16, 16))
+    assert Evs(0.7, 8).num_tokens(shape) == Evs(0.7).num_tokens(shape) == 4915
+    assert Evs(0.9, 32).num_tokens(shape) == 256 + 63 * 32
+
+
+def test_a_floor_needs_every_token() -> None:
+    pruned = TokenShape(modality="video", grid=(3, 2, 2), num_tokens=9)
+    with pytest.raises(ValueError, match="Found 9 of 12 tokens; evs with a floor needs a token"):
+        Evs(0.5, floor=1).plan(pruned)
+    assert Evs(0.5).num_tokens(pruned) == 4
+
+
+def test_a_floor_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Found floor -1; expected the number of tokens"):
+        Evs(0.5, floor=-1)
 
 
 @few

@@ -22,6 +22,7 @@ single_specs = st.one_of(
     st.sampled_from(["pixel_shuffle(1.0)", "pixel_shuffle", "pixel_shuffle(0.333)"]),
     st.integers(1, 4).map(lambda n: f"tubelet({n})"),
     rates.map(lambda q: f"evs({q!r})"),
+    st.builds(lambda q, f: f"evs({q!r}, floor={f})", rates, st.integers(1, 9)),
     rates.map(lambda q: f"uniform({q!r})"),
     st.builds(lambda q, s: f"random({q!r}, seed={s})", rates, st.integers(0, 9)),
 )
