@@ -12,6 +12,7 @@ from token_reduction.baselines import Random, Uniform
 from token_reduction.evs import Evs, evs_keep_mask, evs_num_kept
 from token_reduction.identity import Identity
 from token_reduction.layout import Grid, Modality, TimeSpans, TokenLayout, TokenShape
+from token_reduction.learned import Learned, TokenScorer
 from token_reduction.pixel_shuffle import PixelShuffle
 from token_reduction.spec import REDUCERS, ReducerCall, build, parse
 from token_reduction.tubelet import Tubelet
@@ -23,6 +24,7 @@ __all__ = [
     "Evs",
     "Grid",
     "Identity",
+    "Learned",
     "Modality",
     "PixelShuffle",
     "Random",
@@ -32,6 +34,7 @@ __all__ = [
     "Stage",
     "TimeSpans",
     "TokenLayout",
+    "TokenScorer",
     "TokenShape",
     "Tubelet",
     "Uniform",

@@ -6,7 +6,9 @@ a prompt or plans memory asks `plan` and gets what `forward` will give. Batches 
 caller's loop over items, so no item can touch another.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -88,6 +90,14 @@ class Reducer(nn.Module, ABC):
     def part(self, stage: Stage) -> "Reducer":
         """What of this reducer runs at `stage`: itself, or nothing (a chain without members)."""
         return self if self.stage == stage else Chain()
+
+    def bind(self, weights: Mapping[str, nn.Module]) -> "Reducer":
+        """Take the trained modules that this reducer needs; most need none.
+
+        Args:
+            weights: Modules by name: what the model has for one modality.
+        """
+        return self
 
     def stream(self, layout: TokenLayout) -> ReductionStream:
         """Begin to reduce an item whose rows come piece by piece.
@@ -215,6 +225,12 @@ class Chain(Reducer):
             dim = member.output_dim(dim)
         return dim
 
+    def bind(self, weights: Mapping[str, nn.Module]) -> "Reducer":
+        """Bind every member."""
+        for member in self.members:
+            member.bind(weights)
+        return self
+
     def part(self, stage: Stage) -> Reducer:
         """The members that sit at `stage`, as a chain."""
         return Chain(*(member for member in self.members if member.stage == stage))
@@ -256,6 +272,11 @@ def check_rows(found: int, layout: TokenLayout) -> None:
             f"Found {found} feature row(s) for a layout of {layout.shape.num_tokens} token(s); "
             "expected one row for each token."
         )
+
+
+def count_kept(num_tokens: int, rate: float) -> int:
+    """Tokens left of `num_tokens` at a rate: their product, a half rounded down, at least 1."""
+    return max(1, math.ceil(num_tokens * (1 - rate) - 0.5))
 
 
 def check_full(shape: TokenShape, reducer: str) -> None:

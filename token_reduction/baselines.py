@@ -4,14 +4,13 @@ A method that reads the features should beat both at the same rate; otherwise it
 worth its time.
 """
 
-import math
 from abc import abstractmethod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from token_reduction.base import Reducer, ReductionStream, Stage, check_rate, check_rows
+from token_reduction.base import Reducer, ReductionStream, Stage, check_rate, check_rows, count_kept
 from token_reduction.layout import TokenLayout, TokenShape
 
 
@@ -26,7 +25,7 @@ class _Blind(Reducer):
 
     def plan(self, shape: TokenShape) -> TokenShape:
         """The same grid with num_tokens * (1 - rate), a half rounded down, at least 1."""
-        num_kept = max(1, math.ceil(shape.num_tokens * (1 - self.rate) - 0.5))
+        num_kept = count_kept(shape.num_tokens, self.rate)
         return TokenShape(modality=shape.modality, grid=shape.grid, num_tokens=num_kept)
 
     @abstractmethod

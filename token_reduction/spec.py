@@ -15,6 +15,7 @@ from token_reduction.base import Chain, Reducer
 from token_reduction.baselines import Random, Uniform
 from token_reduction.evs import Evs
 from token_reduction.identity import Identity
+from token_reduction.learned import Learned
 from token_reduction.pixel_shuffle import PixelShuffle
 from token_reduction.tubelet import Tubelet
 
@@ -25,6 +26,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "pixel_shuffle": PixelShuffle,
     "tubelet": Tubelet,
     "evs": Evs,
+    "learned": Learned,
     "uniform": Uniform,
     "random": Random,
 }

@@ -193,7 +193,7 @@ def test_a_reducer_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 def test_no_reducer_has_state_to_save() -> None:
     reducers = [build("evs(0.5)"), build("uniform(0.5)"), build("random(0.5)"), build("identity")]
-    reducers += [build("tubelet"), build("pixel_shuffle")]
+    reducers += [build("tubelet"), build("pixel_shuffle"), build("learned(0.5)")]  # bound later
     assert {type(reducer) for reducer in reducers} == set(REDUCERS.values())
     assert not any(reducer.state_dict() for reducer in reducers)
 
