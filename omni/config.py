@@ -59,6 +59,8 @@ class OmniConfig(PreTrainedConfig):
         reduction: Reducer spec per modality ("image", "video", "audio"), applied after the
             projector unless a request says otherwise. Not given, it is
             `evs(video_pruning_rate)` for video when that rate is not 0; `{}` switches it off.
+        token_scorers: Trained scorers for the reducer `learned`: for a modality the lowest and
+            highest rate that it was trained at. None by default.
         released_extras: Known keys of published files that have no effect here.
 
     Raises:
@@ -102,6 +104,7 @@ class OmniConfig(PreTrainedConfig):
     audio_start_token_id: int = 28
     audio_end_token_id: int = 29
     reduction: dict[str, str] = field(default_factory=dict)
+    token_scorers: dict[str, list[float]] = field(default_factory=dict)
     released_extras: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **given: Any) -> None:
@@ -181,11 +184,18 @@ def _check_values(values: dict[str, Any]) -> None:
         )
     if "reduction" not in values:
         values["reduction"] = {"video": f"evs({rate})"} if rate else {}
-    for modality in values["reduction"]:
-        if modality not in MODALITIES:
+    for name in ("reduction", "token_scorers"):
+        for modality in values.get(name) or {}:
+            if modality not in MODALITIES:
+                raise ConfigError(
+                    f"{name} names the modality {modality!r}; expected one of "
+                    f"{', '.join(MODALITIES)}."
+                )
+    for modality, rates in (values.get("token_scorers") or {}).items():
+        if len(rates) != 2 or not 0 <= rates[0] <= rates[1] < 1:
             raise ConfigError(
-                f"reduction names the modality {modality!r}; expected one of "
-                f"{', '.join(MODALITIES)}."
+                f"token_scorers[{modality!r}] is {rates}; expected the lowest and the highest "
+                "rate of training, such as [0.0, 0.8]."
             )
     if values.get("ps_version", "v2") != "v2":
         raise ConfigError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omni.inputs import MediaItem, Window
-from token_reduction import TokenLayout, build
+from token_reduction import TokenLayout
 
 # Patches (or mel frames) of one tower pass: enough to keep the matrix units busy, little enough
 # that activations stay small. The released serving stack uses the same bound for video.
@@ -65,7 +65,7 @@ def encode_media(
     for index, item in enumerate(items):
         start = time.perf_counter()
         layout = source_layout(model, item)
-        reducer = build(item.reduction).to(pieces[index][0].device)
+        reducer = model.build_reducer(item)
         results.append(reducer(torch.cat(pieces[index]), layout))
         times.reduce_s[index] = time.perf_counter() - start
     return results

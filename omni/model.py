@@ -24,7 +24,7 @@ from omni.loading import as_dtype
 from omni.memory import check_memory
 from omni.projector import Projector
 from omni.tensors import media_from_tensors
-from token_reduction import Reducer, TokenLayout, build
+from token_reduction import Reducer, TokenLayout, TokenScorer, build
 
 # Media arguments of transformers' model; see `omni.tensors`.
 MEDIA_TENSORS = (
@@ -86,6 +86,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         self.pixel_shuffle = build(f"pixel_shuffle({config.downsample_ratio})")
         self.tubelet = build(f"tubelet({config.tubelet_frames})")
         self.post_init()
+        self.token_scorers = nn.ModuleDict()
+        for modality in config.token_scorers:
+            self.token_scorers[modality] = TokenScorer(text.hidden_size)
 
     # ---------------------------------------------------------------- loading and saving
 
@@ -161,6 +164,28 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             "video": [self.tubelet, self.pixel_shuffle],
             "audio": [],
         }[modality]
+
+    def build_reducer(self, item: MediaItem) -> Reducer:
+        """The reducer of an item's request, with this model's trained weights."""
+        weights: dict[str, nn.Module] = {}
+        if item.modality in self.token_scorers:
+            weights["scorer"] = self.token_scorers[item.modality]
+        return build(item.reduction).bind(weights)
+
+    def add_token_scorer(self, modality: Modality, rates: tuple[float, float]) -> TokenScorer:
+        """Give the model an untrained scorer for the reducer `learned`; one that exists is kept.
+
+        Args:
+            modality: What it will score.
+            rates: Lowest and highest rate that it will be trained at; saved with the checkpoint.
+        """
+        self.config.token_scorers = {**self.config.token_scorers, modality: list(rates)}
+        if modality not in self.token_scorers:
+            scorer = TokenScorer(self.config.text_config.hidden_size)
+            self.token_scorers[modality] = scorer.to(self.device, self.dtype)
+        scorer = self.token_scorers[modality]
+        assert isinstance(scorer, TokenScorer)
+        return scorer
 
     def encode_tubelets(
         self, tubelets: Float[Tensor, "patches values"], grid: tuple[int, int]

@@ -28,8 +28,9 @@ from omni.errors import ContextLengthError, RequestError
 from omni.inputs import LazyWindows, MediaItem, Modality, Window
 from omni.media import Audio, FramePlan, Image, Video
 from omni.prompt import MarkedMedium, Page, Track
+from omni.reduction import check_reduction
 from omni.settings import ProcessorSettings
-from token_reduction import TokenShape, build
+from token_reduction import TokenShape
 
 MakeWindows = Callable[[], Iterator[Window]]
 
@@ -131,8 +132,9 @@ class _Planner:
 
     def count(self, modality: Modality, grid: tuple[int, int, int], reduction: str) -> int:
         """Tokens left of a grid of decoder tokens."""
+        reducer = check_reduction(reduction, modality, self.config)
         try:
-            return build(reduction).num_tokens(TokenShape.full(modality, grid))
+            return reducer.num_tokens(TokenShape.full(modality, grid))
         except ValueError as error:
             raise RequestError(f"Reduction {reduction!r} for {modality}: {error}") from error
 

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from omni.config import OmniConfig
 from omni.errors import CheckpointError, ContextLengthError, RequestError
 from omni.inputs import IGNORE_INDEX, MediaItem, OmniInputs
-from omni.media import MediaLimits, load_media
+from omni.media import Audio, Document, Image, MediaLimits, Video, load_media
 from omni.planning import MediaOptions, PlannedMedium, plan_media
 from omni.prompt import MarkedMedium, Message, check_markers, flatten_messages, marker_kind
 from omni.settings import ProcessorSettings
@@ -155,7 +155,13 @@ class OmniProcessor:
     # ---------------------------------------------------------------- text
 
     def load_media(self, source: Any, **options: Any) -> Any:
-        """Open one source through the media gateway, under this processor's limits."""
+        """Open one source through the media gateway, under this processor's limits.
+
+        A medium that is open already, such as a video array with its frame rate from
+        ``omni.media.load_media(array, fps=...)``, is taken as it is.
+        """
+        if isinstance(source, Image | Video | Audio | Document):
+            return source
         return load_media(
             source,
             limits=self.limits,

@@ -48,13 +48,13 @@ class TokenScorer(nn.Module):
     def forward(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, " tokens"]:
-        """Score every token of one item, in float32.
+        """Score every token of one item, in the dtype of the weights.
 
         Args:
             features: Tokens as the decoder would read them.
             layout: What they are.
         """
-        x = features.float()
+        x = features.to(self.change_weight.dtype)
         later, earlier = (
             index.to(x.device) for index in pairs_over_time(layout.cells, layout.shape.grid)
         )
@@ -114,7 +114,7 @@ class Learned(Reducer):
                 f"{layout.shape.modality}. Train one, or choose a reducer that needs no training, "
                 "such as evs."
             )
-        scores = self.scorer(features, layout)
+        scores = self.scorer(features, layout).float()
         ranked = scores.detach()
         if self.scorer.training and self.scorer.noise:
             gumbel = -torch.empty_like(ranked).exponential_().log()
