@@ -45,11 +45,11 @@ FPS = 4  # frames a second that the checkpoint samples; drawn clips have about a
 SHARES = {
     "line": 0.30,
     "photo": 0.20,
-    "word": 0.14,
+    "word": 0.18,
     "digits": 0.02,
     "handwritten": 0.12,
-    "clip": 0.13,
-    "still": 0.09,
+    "clip": 0.10,
+    "still": 0.08,
 }
 
 

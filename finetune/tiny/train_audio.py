@@ -43,6 +43,7 @@ from finetune.tiny.audio_tower import (
     word_ids,
 )
 from finetune.tiny.audio_voices import synthetic_clips
+from finetune.tiny.optimizers import build_optimizers, set_rates
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,9 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     model = TowerWithHeads(settings.seed)
-    optimizers = build_optimizers(model, settings)
+    optimizers = build_optimizers(
+        model.parameters(), model.tower.layers.parameters(), weight_decay=settings.weight_decay
+    )
     step = num_clips = 0
     seconds = 0.0
     checkpoint = out / "checkpoint.pt"
@@ -220,15 +223,13 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
     losses: list[float] = []
     done = 0.0
     while done < 1:
-        for optimizer in optimizers:
-            highest = (
-                settings.muon_learning_rate
-                if isinstance(optimizer, torch.optim.Muon)
-                else settings.learning_rate
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = highest * schedule_at(step, done, settings)
-            optimizer.zero_grad(set_to_none=True)
+        share = schedule_at(step, done, settings)
+        set_rates(
+            optimizers,
+            muon=share * settings.muon_learning_rate,
+            adamw=share * settings.learning_rate,
+        )
+        model.zero_grad()
         sequences = step % settings.sequence_every == settings.sequence_every - 1
         batch_size = settings.batch_size // 2 if sequences else settings.batch_size
         batch = pool.draw(batch_size, sequences=sequences)
@@ -257,21 +258,6 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
             with (out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(figures) + "\n")
             save(model, optimizers, out, figures, settings)
-
-
-def build_optimizers(
-    model: TowerWithHeads, settings: AudioTraining
-) -> tuple[torch.optim.Optimizer, ...]:
-    """Build Muon for the matrices inside the tower's layers and AdamW for everything else."""
-    inner = [p for p in model.tower.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in inner}
-    outer = [p for p in model.parameters() if id(p) not in chosen]
-    return (
-        torch.optim.Muon(
-            inner, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(outer, lr=0.0, weight_decay=0.0, betas=(0.9, 0.98)),
-    )
 
 
 def share_done(step: int, seconds: float, settings: AudioTraining) -> float:

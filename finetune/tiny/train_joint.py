@@ -36,6 +36,7 @@ from finetune.tiny.joint_pool import (
     pass_towers_through,
 )
 from finetune.tiny.model_config import build_model, load_towers, processor_settings
+from finetune.tiny.optimizers import build_optimizers, set_rates
 from finetune.tiny.score import score_answer
 from finetune.tiny.tokenizer import build_tokenizer
 from omni.assistant import Assistant
@@ -56,10 +57,11 @@ class JointTraining:
     Attributes:
         steps: Optimiser steps; the learning rate falls over the last `decay_share` of them.
         batch_size: Samples in a step.
-        learning_rate: Kept after `warmup_steps` until it falls linearly to 2 % at the end.
+        learning_rate: AdamW's; kept after `warmup_steps` until it falls linearly to 2 % at the end.
+        muon_learning_rate: Muon's, with the same schedule.
         warmup_steps: Steps of linear warm-up.
         decay_share: Share of the steps in which the learning rate falls.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: Muon's.
         max_grad_norm: Gradients are clipped to this norm.
         balance_rate: Step of a router's correction bias towards equal load of its experts.
         pool: Encoded subjects in memory.
@@ -77,6 +79,7 @@ class JointTraining:
     steps: int
     batch_size: int = 32
     learning_rate: float = 2e-3
+    muon_learning_rate: float = 3e-3
     warmup_steps: int = 60
     decay_share: float = 0.35
     weight_decay: float = 0.05
@@ -86,7 +89,7 @@ class JointTraining:
     renewed: int = 8
     fill: float = 0.08
     save_every: int = 40
-    evaluate_every: int = 250
+    evaluate_every: int = 400
     validation_items: int = 48
     line_share: float = SHARES["line"]
     seed: int = 0
@@ -98,12 +101,12 @@ class JointTraining:
         scale = (1 - self.line_share) / sum(others.values())
         return {"line": self.line_share} | {t: share * scale for t, share in others.items()}
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step counted from 0."""
+    def schedule_at(self, step: int) -> float:
+        """Return the share of the learning rates at a step counted from 0."""
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            return (step + 1) / self.warmup_steps
         left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
-        return self.learning_rate * max(0.02, min(1.0, left))
+        return max(0.02, min(1.0, left))
 
 
 class LoadBalance:
@@ -175,22 +178,6 @@ class Validation:
         return {task: round(float(np.mean(found)), 3) for task, found in sorted(scores.items())}
 
 
-def build_optimizer(model: nn.Module, settings: JointTraining) -> torch.optim.AdamW:
-    """Build AdamW that decays matrices but not norms, biases, filters and state parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and p.shape[1] > 1]
-    others = [p for p in parameters if p.ndim < 2 or p.shape[1] == 1]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-
-
 def trained_state(model: OmniModel) -> dict[str, Tensor]:
     """Return the weights that stage 2 changes."""
     return {n: t for n, t in model.state_dict().items() if n.split(".")[0] in TRAINED}
@@ -225,13 +212,17 @@ def train(
     towers, model = build_model(len(tokenizer)), build_model(len(tokenizer))
     load_towers(towers, vision, audio)
     pass_towers_through(model)
-    optimizer = build_optimizer(model, settings)
+    layers = model.language_model.model.layers
+    optimizers = build_optimizers(
+        model.parameters(), layers.parameters(), weight_decay=settings.weight_decay
+    )
     balance = LoadBalance(model, settings.balance_rate)
     first_step, seconds, num_samples = 0, 0.0, 0
     if resume and (out / "checkpoint.pt").is_file():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first_step, seconds = state["step"], state["seconds"]
         num_samples = state["samples"]
         logger.info("resumed at step %d", first_step)
@@ -261,14 +252,19 @@ def train(
         inputs, num_subjects = next(batches)
         if step == first_step:
             started = time.monotonic() - seconds  # filling the pool is no training
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(step)
+        share = settings.schedule_at(step)
+        set_rates(
+            optimizers,
+            muon=share * settings.muon_learning_rate,
+            adamw=share * settings.learning_rate,
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             loss = model(**inputs).loss
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         load = [(router_load / router_load.sum()).tolist() for router_load in balance.load]
         balance.step()
 
@@ -296,7 +292,7 @@ def train(
         if done % settings.save_every == 0 or done == settings.steps:
             state = {
                 "model": trained_state(model),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": done,
                 "seconds": seconds,
                 "samples": num_samples,

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import RadioModel
 
+from finetune.tiny.optimizers import build_optimizers, set_rates
 from finetune.tiny.vision_data import (
     IGNORE,
     BatchSizes,
@@ -195,24 +196,6 @@ def edit_distance(found: str, expected: str) -> int:
     return previous[-1]
 
 
-def build_optimizers(
-    tower: RadioModel, heads: VisionHeads, settings: VisionTraining
-) -> tuple[torch.optim.Optimizer, ...]:
-    """Build Muon for the matrices inside the tower's layers and AdamW for everything else.
-
-    Muon gets about twice as far in the few thousand steps there are.
-    """
-    inner = [p for p in tower.encoder.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in inner}
-    outer = [p for module in (tower, heads) for p in module.parameters() if id(p) not in chosen]
-    return (
-        torch.optim.Muon(
-            inner, lr=0.0, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(outer, lr=0.0, weight_decay=0.0, betas=(0.9, 0.98)),
-    )
-
-
 def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = False) -> None:
     """Train tower and heads, and leave the weights and their figures in a folder.
 
@@ -226,7 +209,10 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
     torch.manual_seed(settings.seed)
     tower = build_tower(tower_config())
     heads = VisionHeads(tower.config.hidden_size)
-    optimizers = build_optimizers(tower, heads, settings)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizers = build_optimizers(
+        parameters, tower.encoder.parameters(), weight_decay=settings.weight_decay
+    )
     first_step, seconds, samples = 0, 0.0, Counter[str]()
     if resume and (out / "checkpoint.pt").exists():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -249,20 +235,18 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
     held_out = validation_tasks(data, settings.validation_items, settings.validation_items)
     started, mean_loss = time.monotonic() - seconds, 0.0
     for step, tasks in enumerate(batches, start=first_step):
-        for optimizer in optimizers:
-            highest = (
-                settings.muon_learning_rate
-                if isinstance(optimizer, torch.optim.Muon)
-                else settings.learning_rate
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = highest * settings.schedule_at(step)
-            optimizer.zero_grad()
+        share = settings.schedule_at(step)
+        set_rates(
+            optimizers,
+            muon=share * settings.muon_learning_rate,
+            adamw=share * settings.learning_rate,
+        )
+        tower.zero_grad()
+        heads.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             scores = head_scores(tower, heads, tasks)
         loss = total_loss(scores, tasks)
         loss.backward()
-        parameters = [*tower.parameters(), *heads.parameters()]
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()
