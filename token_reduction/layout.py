@@ -248,6 +248,14 @@ class TokenLayout:
         )
 
 
+def joined_spans(time_spans: TimeSpans | None, num_steps: int) -> TimeSpans | None:
+    """Time spans of every `num_steps` consecutive steps; the last ones may be fewer."""
+    if time_spans is None:
+        return None
+    groups = [time_spans[i : i + num_steps] for i in range(0, len(time_spans), num_steps)]
+    return tuple((group[0][0], group[-1][1]) for group in groups)
+
+
 def _pointers(counts: Int[Tensor, " rows"]) -> Int[Tensor, " rows+1"]:
     """Row pointers from row lengths: a running sum with 0 in front."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

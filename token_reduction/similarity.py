@@ -36,6 +36,16 @@ def score_chunks(
         yield chunk, queries[:, chunk] @ keys.transpose(1, 2)
 
 
+def other_chunks(
+    rows: Float[Tensor, "items tokens dim"],
+) -> Iterator[tuple[slice, Float[Tensor, "items chunk tokens"]]]:
+    """As `score_chunks` of all rows with each other, where a row and itself score -inf."""
+    for chunk, scores in score_chunks(rows, rows):
+        own = torch.arange(chunk.start, chunk.stop, device=rows.device)
+        scores[:, own - chunk.start, own] = -torch.inf
+        yield chunk, scores
+
+
 @torch.no_grad()
 def nearest(
     queries: Float[Tensor, "items queries dim"], keys: Float[Tensor, "items keys dim"]
@@ -43,3 +53,11 @@ def nearest(
     """The largest dot product of each query and the key that has it, ties to the earliest."""
     best = [scores.max(dim=2) for _, scores in score_chunks(queries, keys)]
     return torch.cat([b.values for b in best], 1), torch.cat([b.indices for b in best], 1)
+
+
+def largest_per_item(
+    scores: Float[Tensor, "items tokens"], num_kept: int
+) -> Int[Tensor, "items kept"]:
+    """Indices of the largest scores of each item, ties to the earliest, in ascending order."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return order[:, :num_kept].sort(dim=1).values

@@ -11,12 +11,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from token_reduction.adjacent_merge import AdjacentMerge
+from token_reduction.avg_pool import AvgPool
 from token_reduction.base import Chain, Reducer
 from token_reduction.baselines import Random, Uniform
+from token_reduction.density_cluster import DensityCluster
+from token_reduction.divprune import DivPrune
 from token_reduction.evs import Evs
 from token_reduction.identity import Identity
 from token_reduction.learned import Learned
+from token_reduction.merge import Merge
 from token_reduction.pixel_shuffle import PixelShuffle
+from token_reduction.prune_merge import PruneMerge
+from token_reduction.silence import Silence
+from token_reduction.stack import Stack
 from token_reduction.tubelet import Tubelet
 
 # A new reducer is known to spec strings once it stands here; its parameters are read from its
@@ -25,8 +33,16 @@ REDUCERS: dict[str, type[Reducer]] = {
     "identity": Identity,
     "pixel_shuffle": PixelShuffle,
     "tubelet": Tubelet,
+    "stack": Stack,
+    "avg_pool": AvgPool,
+    "merge": Merge,
+    "prune_merge": PruneMerge,
+    "divprune": DivPrune,
+    "density_cluster": DensityCluster,
     "evs": Evs,
     "learned": Learned,
+    "adjacent_merge": AdjacentMerge,
+    "silence": Silence,
     "uniform": Uniform,
     "random": Random,
 }

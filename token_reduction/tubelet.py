@@ -5,14 +5,14 @@ followed by the tower's linear video embedder.
 """
 
 # Shape legend
-#   F = frames, T = tubelets, N = patches in a frame, n = frames in a tubelet, D = patch width
+#   T = tubelets, N = patches in a frame, n = frames in a tubelet, D = patch width
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from token_reduction.base import Reducer, Stage, check_full
-from token_reduction.layout import TokenLayout, TokenShape
+from token_reduction.layout import TokenLayout, TokenShape, joined_spans
 
 
 class Tubelet(Reducer):
@@ -59,31 +59,34 @@ class Tubelet(Reducer):
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
         """Group frames; a source cell weighs as much as it occurs in the tubelet."""
-        shape = self.plan(layout.shape)
-        num_frames = layout.shape.grid[0]
-        tubelets, h, w = shape.grid
-        n = self.num_frames
+        return steps_side_by_side(features, layout, self.num_frames)
 
-        # Which frame stands in each place of each tubelet; the last one repeats.
-        frames = torch.arange(tubelets * n).clamp(max=num_frames - 1)  # (T*n,)
 
-        def group(rows: Tensor) -> Tensor:
-            dim = rows.shape[1]
-            by_frame = rows.reshape(num_frames, h * w, dim)[frames.to(rows.device)]
-            by_tubelet = by_frame.reshape(tubelets, n, h * w, dim).transpose(1, 2)  # (T, N, n, D)
-            return by_tubelet.reshape(tubelets * h * w, n * dim)
+def steps_side_by_side(
+    features: Float[Tensor, "tokens dim"], layout: TokenLayout, num_steps: int
+) -> tuple[Float[Tensor, "reduced out_dim"], TokenLayout]:
+    """Lay the cells of `num_steps` consecutive steps side by side; the last step repeats."""
+    steps, h, w = layout.shape.grid
+    n = num_steps
+    groups = -(-steps // n)
+    shape = TokenShape.full(layout.shape.modality, (groups, h, w))
 
-        members = group(torch.arange(len(features))[:, None])  # (T*N, n)
-        spans = layout.time_spans
-        if spans is not None:
-            ends = [min(start + n, num_frames) - 1 for start in range(0, num_frames, n)]
-            spans = tuple((spans[i * n][0], spans[end][1]) for i, end in enumerate(ends))
-        merged = layout.merge(
-            shape=shape,
-            cells=torch.arange(shape.num_tokens),
-            time_spans=spans,
-            group_ptr=torch.arange(shape.num_tokens + 1) * n,
-            members=members.flatten(),
-            weights=torch.full((members.numel(),), 1 / n),
-        )
-        return group(features), merged
+    # Which step stands in each place of each group; the last one repeats.
+    order = torch.arange(groups * n).clamp(max=steps - 1)  # (T*n,)
+
+    def group(rows: Tensor) -> Tensor:
+        dim = rows.shape[1]
+        by_step = rows.reshape(steps, h * w, dim)[order.to(rows.device)]
+        by_group = by_step.reshape(groups, n, h * w, dim).transpose(1, 2)  # (T, N, n, D)
+        return by_group.reshape(groups * h * w, n * dim)
+
+    members = group(torch.arange(len(features))[:, None])  # (T*N, n)
+    merged = layout.merge(
+        shape=shape,
+        cells=torch.arange(shape.num_tokens),
+        time_spans=joined_spans(layout.time_spans, n),
+        group_ptr=torch.arange(shape.num_tokens + 1) * n,
+        members=members.flatten(),
+        weights=torch.full((members.numel(),), 1 / n),
+    )
+    return group(features), merged

@@ -19,10 +19,19 @@ shapes = videos | images | sounds
 
 
 def full_layout(shape: TokenShape) -> TokenLayout:
-    """The un-reduced layout of a shape, half a second to a step where there is time."""
+    """The un-reduced layout of a shape as the gateway makes it.
+
+    Half a second to a step where there is time; sound carries its energy.
+    """
     steps = shape.grid[0]
     spans = None if shape.modality == "image" else tuple((i / 2, i / 2 + 0.5) for i in range(steps))
-    return TokenLayout.full(shape.modality, shape.grid, spans)
+    cues = {"energy": loudness(steps)} if shape.modality == "audio" else {}
+    return TokenLayout.full(shape.modality, shape.grid, spans, cues)
+
+
+def loudness(steps: int) -> Tensor:
+    """Decibels of so few values that many are equal, up and down over time."""
+    return -10.0 * (torch.arange(steps) * 7 % 5)
 
 
 def features_for(shape: TokenShape, *, dim: int = 5, seed: int = 0, ties: bool = False) -> Tensor:
@@ -46,6 +55,15 @@ def provenance(layout: TokenLayout) -> list[dict[int, float]]:
     ptr = layout.source_ptr.tolist()
     cells, weights = layout.source_cells.tolist(), layout.source_weights.tolist()
     return [dict(zip(cells[a:b], weights[a:b], strict=True)) for a, b in pairwise(ptr)]
+
+
+def provenance_matrix(layout: TokenLayout) -> Tensor:
+    """Weight of every source cell in every token, (tokens, source cells)."""
+    t, h, w = layout.source_grid
+    rows = torch.arange(layout.shape.num_tokens).repeat_interleave(layout.source_ptr.diff())
+    matrix = torch.zeros(layout.shape.num_tokens, t * h * w)
+    matrix[rows, layout.source_cells] = layout.source_weights
+    return matrix
 
 
 def assert_same_layout(left: TokenLayout, right: TokenLayout) -> None:
