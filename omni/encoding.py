@@ -2,7 +2,9 @@
 
 Work comes in windows (one image, one group of frames, one 30 s audio clip). Windows are
 collected until a batch is worth a tower pass, so that many small images run together and an
-hour of audio never lies in memory at once; every item is projected and reduced on its own.
+hour of audio never lies in memory at once; every item is projected and reduced on its own. A
+reducer that streams takes the windows as they come, so that of a long video no more is held than
+what is left of it.
 """
 
 import time
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omni.inputs import MediaItem, Window
-from token_reduction import TokenLayout
+from token_reduction import ReductionStream, TokenLayout
 
 # Patches (or mel frames) of one tower pass: enough to keep the matrix units busy, little enough
 # that activations stay small. The released serving stack uses the same bound for video.
@@ -38,7 +40,7 @@ def encode_media(
 
     1. Decode windows, collect them per tower.
     2. Run the tower; reduce before the projector; project.
-    3. Join the windows of an item and reduce them after the projector.
+    3. Push each item's windows through its reduction after the projector.
 
     Args:
         model: An ``OmniModel``.
@@ -51,23 +53,26 @@ def encode_media(
     times = times if times is not None else StageTimes()
     times.decode_s, times.encode_s = [0.0] * len(items), [0.0] * len(items)
     times.reduce_s = [0.0] * len(items)
-    pieces: list[list[Tensor]] = [[] for _ in items]
+    streams: dict[int, ReductionStream] = {}
 
     for batch in _batches(items, times):
         start = time.perf_counter()
         projected = _run_tower(model, items, batch)
         share = (time.perf_counter() - start) / sum(len(w.rows) for _, w in batch)
         for (index, window), tokens in zip(batch, projected, strict=True):
-            pieces[index].append(tokens)
             times.encode_s[index] += share * len(window.rows)
+            start = time.perf_counter()
+            if index not in streams:
+                item = items[index]
+                streams[index] = model.build_reducer(item).stream(source_layout(model, item))
+            streams[index].push(tokens)
+            times.reduce_s[index] += time.perf_counter() - start
 
     results = []
-    for index, item in enumerate(items):
+    for index in range(len(items)):
         start = time.perf_counter()
-        layout = source_layout(model, item)
-        reducer = model.build_reducer(item)
-        results.append(reducer(torch.cat(pieces[index]), layout))
-        times.reduce_s[index] = time.perf_counter() - start
+        results.append(streams.pop(index).finish())
+        times.reduce_s[index] += time.perf_counter() - start
     return results
 
 

@@ -116,7 +116,6 @@ class _EvsStream(ReductionStream):
         self.rows: list[Tensor] = []
         self.change: list[Tensor] = []
         self.tokens = layout.cells[:0]
-        self.pending: list[Tensor] = []  # rows not looked at yet; they follow `rows`
 
     @property
     def num_held(self) -> int:
@@ -127,7 +126,7 @@ class _EvsStream(ReductionStream):
         """Take the rows as candidates; drop the worst when there are too many."""
         first = self.arrivals.num_seen
         self.change.append(self.arrivals.push(features))
-        self.pending.append(features)
+        self.rows.append(features)
         self.tokens = torch.cat([self.tokens, torch.arange(first, self.arrivals.num_seen)])
         if len(self.tokens) > self.num_kept + self.num_kept // ROOM_SHARE:
             self._drop()
@@ -141,7 +140,7 @@ class _EvsStream(ReductionStream):
         return features, self.layout.select(self.tokens)
 
     def _drop(self) -> None:
-        """Drop all but the K best candidates, holding one copied part at a time."""
+        """Drop all but the K best candidates; one part of the rows is copied at a time."""
         change = torch.cat(self.change)
         step = self.step[self.tokens].to(change.device)
         kept = choose(change, step, self.num_kept, self.floor)
@@ -150,10 +149,6 @@ class _EvsStream(ReductionStream):
         is_kept = torch.zeros(len(self.tokens), dtype=torch.bool)
         is_kept[kept] = True
         self.tokens = self.tokens[kept]
-
-        if self.pending:
-            self.rows.append(torch.cat(self.pending) if len(self.pending) > 1 else self.pending[0])
-            self.pending = []
         for i, part in enumerate(is_kept.split([len(rows) for rows in self.rows])):
             if not part.all():
                 self.rows[i] = self.rows[i][part.to(change.device)]
