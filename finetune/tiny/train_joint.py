@@ -56,6 +56,8 @@ class JointTraining:
 
     Attributes:
         steps: Optimiser steps; the learning rate falls over the last `decay_share` of them.
+        minutes: If given, stop after this time too, with the learning rate at its end; on a machine
+            that others use, a run then ends when it should.
         batch_size: Samples in a step.
         learning_rate: AdamW's; kept after `warmup_steps` until it falls linearly to 2 % at the end.
         muon_learning_rate: Muon's, with the same schedule.
@@ -77,6 +79,7 @@ class JointTraining:
     """
 
     steps: int
+    minutes: float | None = None
     batch_size: int = 32
     learning_rate: float = 2e-3
     muon_learning_rate: float = 3e-3
@@ -101,12 +104,15 @@ class JointTraining:
         scale = (1 - self.line_share) / sum(others.values())
         return {"line": self.line_share} | {t: share * scale for t, share in others.items()}
 
-    def schedule_at(self, step: int) -> float:
-        """Return the share of the learning rates at a step counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
-        return max(0.02, min(1.0, left))
+    def share_done(self, step: int, seconds: float) -> float:
+        """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(max(step / self.steps, by_clock), 1.0)
+
+    def schedule_at(self, step: int, done: float) -> float:
+        """Return the share of the learning rates at a step, when so much of the run is over."""
+        warm = min((step + 1) / self.warmup_steps, 1.0)
+        return warm * max(0.02, min(1.0, (1 - done) / self.decay_share))
 
 
 class LoadBalance:
@@ -248,11 +254,12 @@ def train(
     model.train()
     losses: list[float] = []
     started = time.monotonic() - seconds
+    share_done = settings.share_done(first_step, seconds)
     for step in range(first_step, settings.steps):
         inputs, num_subjects = next(batches)
         if step == first_step:
             started = time.monotonic() - seconds  # filling the pool is no training
-        share = settings.schedule_at(step)
+        share = settings.schedule_at(step, share_done)
         set_rates(
             optimizers,
             muon=share * settings.muon_learning_rate,
@@ -270,13 +277,14 @@ def train(
 
         done, seconds = step + 1, time.monotonic() - started
         num_samples += settings.batch_size
+        share_done = settings.share_done(done, seconds)
         losses = [*losses[-49:], loss.item()]
         if done % 25 == 0:
             logger.info(
                 "step %d loss %.3f, %.2f s a step, %d subjects",
                 done, float(np.mean(losses)), seconds / done, num_subjects,
             )  # fmt: skip
-        if done % settings.evaluate_every == 0 or done == settings.steps:
+        if done % settings.evaluate_every == 0 or share_done >= 1:
             figures = validation.run(model)
             row = {
                 "step": done,
@@ -289,7 +297,7 @@ def train(
             logger.info("%s", row)
             with (out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        if done % settings.save_every == 0 or done == settings.steps:
+        if done % settings.save_every == 0 or share_done >= 1:
             state = {
                 "model": trained_state(model),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -299,6 +307,8 @@ def train(
             }
             torch.save(state, out / "checkpoint.new")
             (out / "checkpoint.new").replace(out / "checkpoint.pt")
+        if share_done >= 1:
+            break
 
 
 def _load(dataset: PoolBatches) -> Iterator[tuple[OmniInputs, int]]:
@@ -321,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--voices", type=Path, help="file of the synthetic voices")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
+    parser.add_argument("--minutes", type=float, help="stop after this time, if not done before")
     parser.add_argument("--batch-size", type=int, default=JointTraining(steps=1).batch_size)
     parser.add_argument("--pool", type=int, default=JointTraining(steps=1).pool)
     parser.add_argument("--learning-rate", type=float, default=JointTraining(steps=1).learning_rate)
@@ -333,6 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     settings = JointTraining(
         steps=options.steps,
+        minutes=options.minutes,
         batch_size=options.batch_size,
         pool=options.pool,
         learning_rate=options.learning_rate,
