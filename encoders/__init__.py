@@ -13,6 +13,7 @@ from encoders.audio.features import (
     subsampled_length,
 )
 from encoders.audio.parakeet import ParakeetTower, deterministic_config, init_small_audio_tower
+from encoders.vision.merging import TokenMerging, merge_counts
 from encoders.vision.preprocessing import (
     choose_image_grid,
     choose_video_grid,
@@ -34,12 +35,14 @@ __all__ = [
     "RadioTower",
     "TiledImage",
     "TimmTower",
+    "TokenMerging",
     "choose_image_grid",
     "choose_tiling",
     "choose_video_grid",
     "cut_clips",
     "deterministic_config",
     "init_small_audio_tower",
+    "merge_counts",
     "num_audio_tokens",
     "num_image_tokens",
     "num_tiling_tokens",

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders import TokenMerging
 from omni.inputs import MediaItem, Window
-from token_reduction import ReductionStream, TokenLayout
+from omni.reduction import members
+from token_reduction import ReductionStream, TokenLayout, Tome, build
+from token_reduction.matching import bipartite_match
 
 # Patches (or mel frames) of one tower pass: enough to keep the matrix units busy, little enough
 # that activations stay small. The released serving stack uses the same bound for video.
@@ -117,9 +120,9 @@ def _batches(items: Sequence[MediaItem], times: StageTimes) -> Iterator[list[tup
 
 def _batch_key(item: MediaItem, window: Window) -> tuple[Any, ...]:
     if item.modality == "image":
-        return ("image",)
+        return ("image", merging_rate(item))
     if item.modality == "video":
-        return ("video", *item.grid[1:])
+        return ("video", *item.grid[1:], merging_rate(item))
     return ("audio", *window.rows.shape, window.num_valid)
 
 
@@ -132,19 +135,29 @@ def _run_tower(
         return _encode_audio(model, [window for _, window in batch])
     grids = [items[index].grid for index, _ in batch]
     windows = [window.rows for _, window in batch]
-    if modality == "image":
-        return _encode_images(model, windows, grids)
-    return _encode_videos(model, windows, grids)
+    rate = merging_rate(items[batch[0][0]])
+    merging = TokenMerging(match=bipartite_match, rate=rate) if rate else None
+    encode = _encode_images if modality == "image" else _encode_videos
+    return encode(model, windows, grids, merging)
+
+
+def merging_rate(item: MediaItem) -> float:
+    """Fraction of an item's patches that its request wants merged inside the tower; 0 is none."""
+    rates = [r.rate for r in members(build(item.reduction)) if isinstance(r, Tome)]
+    return max(rates, default=0.0)
 
 
 def _encode_images(
-    model: Any, windows: list[Tensor], grids: list[tuple[int, int, int]]
+    model: Any,
+    windows: list[Tensor],
+    grids: list[tuple[int, int, int]],
+    merging: TokenMerging | None,
 ) -> list[Tensor]:
     """Pictures of any grids, packed; none sees another."""
     tower = model.vision_model
     sizes = torch.tensor([grid[1:] for grid in grids])
     patches = torch.cat(windows).to(model.device, tower.dtype)
-    hidden = tower.encode_images(patches, sizes)
+    hidden = tower.encode_images(patches, sizes, merging)
     return [
         model.project_vision(tokens, "image", grid)
         for tokens, grid in zip(hidden.split([len(w) for w in windows]), grids, strict=True)
@@ -152,7 +165,10 @@ def _encode_images(
 
 
 def _encode_videos(
-    model: Any, windows: list[Tensor], grids: list[tuple[int, int, int]]
+    model: Any,
+    windows: list[Tensor],
+    grids: list[tuple[int, int, int]],
+    merging: TokenMerging | None,
 ) -> list[Tensor]:
     """Frames of one grid size; tubelets are made within each window, so videos never mix."""
     tower = model.vision_model
@@ -164,7 +180,7 @@ def _encode_videos(
         rows, layout = model.tubelet(rows.to(model.device, tower.dtype), layout)
         tubelets.append(rows)
         steps.append(layout.shape.grid[0])
-    hidden = model.encode_tubelets(torch.cat(tubelets), (height, width))
+    hidden = model.encode_tubelets(torch.cat(tubelets), (height, width), merging)
     return [
         model.project_vision(tokens, "video", (t, height, width))
         for tokens, t in zip(hidden.split([len(r) for r in tubelets]), steps, strict=True)

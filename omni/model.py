@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from encoders import ParakeetTower, RadioTower
+from encoders import ParakeetTower, RadioTower, TokenMerging
 from omni.backbone.model import HybridForCausalLM
 from omni.checkpoint import materialise, read_config, resolve_checkpoint, save_checkpoint
 from omni.config import OmniConfig
@@ -188,13 +188,16 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         return scorer
 
     def encode_tubelets(
-        self, tubelets: Float[Tensor, "patches values"], grid: tuple[int, int]
+        self,
+        tubelets: Float[Tensor, "patches values"],
+        grid: tuple[int, int],
+        merging: TokenMerging | None = None,
     ) -> Float[Tensor, "patches hidden"]:
         """Run the vision tower over tubelets of one grid; without a video embedder, over frames."""
         if self.config.tubelet_frames > 1:
-            return self.vision_model.encode_video(tubelets, grid)
+            return self.vision_model.encode_video(tubelets, grid, merging)
         steps = len(tubelets) // (grid[0] * grid[1])
-        return self.vision_model.encode_images(tubelets, torch.tensor([grid] * steps))
+        return self.vision_model.encode_images(tubelets, torch.tensor([grid] * steps), merging)
 
     def project_vision(
         self,

@@ -4,7 +4,7 @@ import warnings
 
 from omni.config import OmniConfig
 from omni.errors import RequestError
-from token_reduction import Chain, Learned, Modality, Reducer, build
+from token_reduction import Chain, Learned, Modality, Reducer, Tome, build
 
 
 class ReductionWarning(UserWarning):
@@ -37,6 +37,8 @@ def check_reduction(spec: str, modality: Modality, config: OmniConfig) -> Reduce
         reducer = build(spec)
     except ValueError as error:
         raise RequestError(f"Reduction {spec!r} for {modality}: {error}") from error
+    if sum(isinstance(member, Tome) for member in members(reducer)) > 1:
+        raise RequestError(f"Reduction {spec!r} for {modality} has tome twice; expected it once.")
     for member in members(reducer):
         if isinstance(member, Learned):
             _check_learned(member, spec, modality, config)

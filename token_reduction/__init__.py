@@ -24,6 +24,7 @@ from token_reduction.prune_merge import PruneMerge
 from token_reduction.silence import Silence
 from token_reduction.spec import REDUCERS, ReducerCall, build, parse
 from token_reduction.stack import Stack
+from token_reduction.tome import Tome
 from token_reduction.tubelet import Tubelet
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "TokenLayout",
     "TokenScorer",
     "TokenShape",
+    "Tome",
     "Tubelet",
     "Uniform",
     "bipartite_match",

@@ -25,6 +25,7 @@ from token_reduction.pixel_shuffle import PixelShuffle
 from token_reduction.prune_merge import PruneMerge
 from token_reduction.silence import Silence
 from token_reduction.stack import Stack
+from token_reduction.tome import Tome
 from token_reduction.tubelet import Tubelet
 
 # A new reducer is known to spec strings once it stands here; its parameters are read from its
@@ -39,6 +40,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "prune_merge": PruneMerge,
     "divprune": DivPrune,
     "density_cluster": DensityCluster,
+    "tome": Tome,
     "evs": Evs,
     "learned": Learned,
     "adjacent_merge": AdjacentMerge,

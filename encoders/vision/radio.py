@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import RadioConfig
 from transformers.models.radio.modeling_radio import RadioModel
 
+from encoders.vision.merging import TokenMerging, run_merging_blocks
 from encoders.vision.preprocessing import unpatchify
 
 # Patches in one pass. Bounds the memory of long videos; the result does not depend on it.
@@ -38,13 +39,17 @@ class RadioTower(RadioModel):
         self.register_load_state_dict_pre_hook(_skip_input_conditioner)
 
     def encode_images(
-        self, patches: Float[Tensor, "patches values"], grids: Int[Tensor, "images 2"]
+        self,
+        patches: Float[Tensor, "patches values"],
+        grids: Int[Tensor, "images 2"],
+        merging: TokenMerging | None = None,
     ) -> Float[Tensor, "patches hidden"]:
         """Encode images of any grids at once; each attends to itself only.
 
         Args:
             patches: Normalised rows of all images, one image after the other, `(P, 3*p*p)`.
             grids: `(gh, gw)` of each image.
+            merging: Merge similar patches between the blocks; they come back with equal rows.
 
         Returns:
             One row per patch, in the order of `patches`; class and register tokens are dropped.
@@ -63,7 +68,10 @@ class RadioTower(RadioModel):
         if not sizes:
             return patches.new_zeros(0, self.config.hidden_size, dtype=self.dtype)
         if len(set(sizes)) == 1:
-            return self._encode_dense(patches, sizes[0])
+            return self._encode_dense(patches, sizes[0], merging)
+        if merging is not None:  # counts differ from grid to grid
+            pairs = zip(patches.split(counts), sizes, strict=True)
+            return torch.cat([self._encode_dense(rows, size, merging) for rows, size in pairs])
         features = []
         start = 0
         for first, last in _windows(counts):
@@ -74,7 +82,10 @@ class RadioTower(RadioModel):
         return torch.cat(features)
 
     def encode_video(
-        self, tubelets: Float[Tensor, "patches values"], grid: tuple[int, int]
+        self,
+        tubelets: Float[Tensor, "patches values"],
+        grid: tuple[int, int],
+        merging: TokenMerging | None = None,
     ) -> Float[Tensor, "patches hidden"]:
         """Encode tubelets of one grid; any number of videos may be concatenated.
 
@@ -82,6 +93,7 @@ class RadioTower(RadioModel):
             tubelets: Normalised rows `(n*gh*gw, T*3*p*p)`, tubelet by tubelet, patches row by
                 row, values in (frame, channel, y, x) order.
             grid: `(gh, gw)` of every frame.
+            merging: As in `encode_images`.
 
         Returns:
             One row per patch, in the order of `tubelets`.
@@ -104,9 +116,11 @@ class RadioTower(RadioModel):
             )
         if not len(tubelets):
             return tubelets.new_zeros(0, self.config.hidden_size, dtype=self.dtype)
-        return self._encode_dense(tubelets, grid)
+        return self._encode_dense(tubelets, grid, merging)
 
-    def _encode_dense(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _encode_dense(
+        self, patches: Tensor, grid: tuple[int, int], merging: TokenMerging | None
+    ) -> Tensor:
         """Run items of one grid as plain batches; the embedder tells video by its channels."""
         per_item = grid[0] * grid[1]
         items_per_pass = max(1, MAX_PATCHES_PER_PASS // per_item)
@@ -114,7 +128,13 @@ class RadioTower(RadioModel):
         for rows in patches.split(items_per_pass * per_item):
             items = rows.to(self.dtype).unflatten(0, (-1, per_item))  # (n, gh*gw, values)
             pixels = unpatchify(items, grid, self.config.patch_size)
-            hidden_states = self.encoder(self.embeddings(pixels)).last_hidden_state
+            embedded = self.embeddings(pixels)
+            if merging is None:
+                hidden_states = self.encoder(embedded).last_hidden_state
+            else:
+                hidden_states = run_merging_blocks(
+                    self.encoder.layer, embedded, merging, self.config.num_summary_tokens
+                )
             features.append(hidden_states[:, self.config.num_summary_tokens :].flatten(0, 1))
         return torch.cat(features) if len(features) > 1 else features[0]
 

@@ -59,13 +59,19 @@ class PassedThrough(nn.Module):
     dtype = torch.float32
 
     def encode_images(
-        self, patches: Float[Tensor, "patches hidden"], grids: Int[Tensor, "images 2"]
+        self,
+        patches: Float[Tensor, "patches hidden"],
+        grids: Int[Tensor, "images 2"],
+        merging: None = None,
     ) -> Float[Tensor, "patches hidden"]:
         """Return the rows as they are."""
         return patches
 
     def encode_video(
-        self, tubelets: Float[Tensor, "patches hidden"], grid: tuple[int, int]
+        self,
+        tubelets: Float[Tensor, "patches hidden"],
+        grid: tuple[int, int],
+        merging: None = None,
     ) -> Float[Tensor, "patches hidden"]:
         """Return the rows as they are."""
         return tubelets

@@ -27,6 +27,7 @@ single_specs: dict[str, st.SearchStrategy[str]] = {
         ["pixel_shuffle(1.0)", "pixel_shuffle", "pixel_shuffle(0.333)"]
     ),
     "tubelet": st.integers(1, 4).map(lambda n: f"tubelet({n})"),
+    "tome": rates.map(lambda q: f"tome({q!r})"),
     "stack": st.integers(1, 4).map(lambda n: f"stack({n})"),
     "avg_pool": st.integers(1, 4).map(lambda n: f"avg_pool({n})"),
     "merge": rates.map(lambda q: f"merge({q!r})"),
