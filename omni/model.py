@@ -181,8 +181,8 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         """
         self.config.token_scorers = {**self.config.token_scorers, modality: list(rates)}
         if modality not in self.token_scorers:
-            scorer = TokenScorer(self.config.text_config.hidden_size)
-            self.token_scorers[modality] = scorer.to(self.device, self.dtype)
+            new = TokenScorer(self.config.text_config.hidden_size)
+            self.token_scorers[modality] = new.to(self.device, self.dtype)
         scorer = self.token_scorers[modality]
         assert isinstance(scorer, TokenScorer)
         return scorer

@@ -10,11 +10,11 @@ Shape legend
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -62,7 +62,7 @@ def merge_counts(num_patches: int, num_blocks: int, rate: float) -> list[int]:
 
 
 def run_merging_blocks(
-    blocks: Iterable[nn.Module],
+    blocks: Iterable[Any],
     hidden_states: Float[Tensor, "items tokens hidden"],
     merging: TokenMerging,
     num_protected: int,
@@ -96,7 +96,7 @@ def run_merging_blocks(
 
 
 def _attend(
-    attention: nn.Module,
+    attention: Any,
     x: Float[Tensor, "items tokens hidden"],
     sizes: Float[Tensor, "items tokens"],
 ) -> tuple[Float[Tensor, "items tokens hidden"], Float[Tensor, "items tokens head_dim"]]:
