@@ -40,7 +40,7 @@ from finetune.tiny.train_audio import (
     TowerWithHeads,
     compute_loss,
     evaluate,
-    learning_rate_at,
+    schedule_at,
     share_done,
     train,
 )
@@ -225,8 +225,8 @@ def test_loss_is_finite_for_short_clips_silence_and_sequences():
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    settings = AudioTraining(steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate_at(step, step / 100, settings) for step in range(101)]
+    settings = AudioTraining(steps=100, warmup_steps=10)
+    rates = [schedule_at(step, step / 100, settings) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(rates[9], abs=0.01)
     assert rates[100] == pytest.approx(0.0, abs=1e-6)

@@ -179,7 +179,15 @@ def test_only_decoder_and_projectors_are_trained(models):
 
 def test_the_learning_rate_warms_up_holds_and_falls():
     settings = JointTraining(steps=1000, warmup_steps=10, decay_share=0.5)
-    rates = [settings.learning_rate_at(step) for step in range(1000)]
-    assert rates[0] < rates[9] == rates[400] == settings.learning_rate
-    assert rates[-1] == pytest.approx(0.02 * settings.learning_rate)
+    rates = [settings.schedule_at(step, step / 1000) for step in range(1000)]
+    assert rates[0] < rates[9] == rates[400] == 1.0
+    assert rates[-1] == pytest.approx(0.02)
     assert sorted(rates[500:], reverse=True) == rates[500:]
+
+
+def test_a_run_is_over_by_steps_or_by_the_clock_whichever_comes_first():
+    settings = JointTraining(steps=100, minutes=10)
+    assert settings.share_done(50, 60) == 0.5
+    assert settings.share_done(50, 540) == 0.9
+    assert settings.share_done(100, 1) == settings.share_done(1, 6000) == 1.0
+    assert JointTraining(steps=100).share_done(50, 1e9) == 0.5
