@@ -4,6 +4,7 @@ Each modality has two halves: preprocessing, which alone decides every length, a
 which keeps to it. This package knows nothing of language models.
 """
 
+from encoders.audio.energy import token_energy
 from encoders.audio.features import (
     CLIP_SAMPLES,
     LogMel,
@@ -53,5 +54,6 @@ __all__ = [
     "split_clips",
     "subsampled_length",
     "tile_image",
+    "token_energy",
     "unpatchify",
 ]

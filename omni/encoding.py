@@ -66,8 +66,9 @@ def encode_media(
             times.encode_s[index] += share * len(window.rows)
             start = time.perf_counter()
             if index not in streams:
-                item = items[index]
-                streams[index] = model.build_reducer(item).stream(source_layout(model, item))
+                reducer = model.build_reducer(items[index])
+                layout = source_layout(model, items[index], with_cues=bool(reducer.cues))
+                streams[index] = reducer.stream(layout)
             streams[index].push(tokens)
             times.reduce_s[index] += time.perf_counter() - start
 
@@ -79,17 +80,19 @@ def encode_media(
     return results
 
 
-def source_layout(model: Any, item: MediaItem) -> TokenLayout:
+def source_layout(model: Any, item: MediaItem, *, with_cues: bool = False) -> TokenLayout:
     """Layout of an item's projected tokens: the source grid carried through the fixed reductions.
 
     Args:
         model: An ``OmniModel``.
         item: The medium.
+        with_cues: Also measure its cues, which may read the medium once more.
 
     Returns:
         The layout after tubelets and pixel shuffle, with provenance in source cells.
     """
-    layout = TokenLayout.full(item.modality, item.grid, item.time_spans)
+    cues = item.cues() if with_cues and item.cues is not None else None
+    layout = TokenLayout.full(item.modality, item.grid, item.time_spans, cues)
     placeholder = torch.empty(layout.shape.num_tokens, 0)
     for reducer in model.structural_reducers(item.modality):
         placeholder, layout = reducer(placeholder, layout)

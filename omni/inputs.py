@@ -65,6 +65,8 @@ class MediaItem:
         separators: Ids between step ``i`` and ``i + 1``; empty when the block is one run.
         name: What to call it in messages and in the ledger.
         facts: What the gateway knows of the source: pixels, seconds, frames.
+        cues: Measures numbers about each source cell, by name (``energy``); called only when the
+            reducer wants them.
     """
 
     modality: Modality
@@ -79,6 +81,7 @@ class MediaItem:
     separators: tuple[tuple[int, ...], ...] = ()
     name: str = "media"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    cues: Callable[[], Mapping[str, Tensor]] | None = None
 
     @property
     def block_length(self) -> int:

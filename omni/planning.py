@@ -5,7 +5,7 @@ model encodes them, and the counts hold whatever the pixels and samples turn out
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from encoders import (
     split_clips,
     subsampled_length,
     tile_image,
+    token_energy,
 )
 from encoders.audio.features import HOP_LENGTH, SAMPLING_RATE
 from omni.config import OmniConfig
@@ -314,13 +315,16 @@ class _Planner:
                 padded = torch.nn.functional.pad(waveform, (0, length - len(waveform)))
                 yield Window(log_mel(padded), length // HOP_LENGTH, count)
 
+        def cues() -> Mapping[str, Tensor]:
+            pairs = zip(audio.clips(), counts, strict=True)
+            return {"energy": torch.cat([token_energy(clip, n, factor) for clip, n in pairs])}
+
         reduction = self.reduction("audio")
         grid = (sum(counts), 1, 1)
         tokens = self.count("audio", grid, reduction)
         facts = {"duration_s": round(audio.duration_s, 3), "clips": len(clips)}
-        return PlannedMedium(
-            items=[_item("audio", windows, grid, spans, reduction, tokens, name, facts)]
-        )
+        item = _item("audio", windows, grid, spans, reduction, tokens, name, facts)
+        return PlannedMedium(items=[replace(item, cues=cues)])
 
 
 def _item(

@@ -64,6 +64,8 @@ class Reducer(nn.Module, ABC):
     """
 
     stage: Stage
+    cues: tuple[str, ...] = ()
+    """Names of the layout's cues without which `reduce` refuses."""
 
     @abstractmethod
     def plan(self, shape: TokenShape) -> TokenShape:
@@ -207,6 +209,7 @@ class Chain(Reducer):
                 )
         self._members = nn.ModuleList(flat)
         self.stage = flat[0].stage if flat else STAGES[0]
+        self.cues = tuple(sorted({cue for member in flat for cue in member.cues}))
 
     @property
     def members(self) -> list[Reducer]:

@@ -25,6 +25,7 @@ class Silence(Reducer):
     """
 
     stage: Stage = "after_projector"
+    cues = ("energy",)
 
     def __init__(self, rate: float) -> None:
         super().__init__()
