@@ -24,6 +24,7 @@ from token_reduction.prune_merge import PruneMerge
 from token_reduction.silence import Silence
 from token_reduction.spec import REDUCERS, ReducerCall, build, parse
 from token_reduction.stack import Stack
+from token_reduction.temporal_merge import TemporalMerge
 from token_reduction.tome import Tome
 from token_reduction.tubelet import Tubelet
 
@@ -51,6 +52,7 @@ __all__ = [
     "Silence",
     "Stack",
     "Stage",
+    "TemporalMerge",
     "TimeSpans",
     "TokenLayout",
     "TokenScorer",

@@ -37,8 +37,8 @@ from token_reduction.layout import Grid, TokenLayout, TokenShape
 NEW = 255.0
 # Rows compared at once: bounds the float32 copies to about 2 * 4096 rows.
 CHUNK_ROWS = 4096
-# A stream holds up to K + K / 8 candidates before it drops all but K: dropping copies about K
-# rows, so a smaller share of room would cost more copies, a larger one more memory.
+# A stream holds an eighth more candidates than K before it drops all but K: dropping copies about
+# K rows, so less room would cost more copies, more room more memory.
 ROOM_SHARE = 8
 
 
@@ -58,6 +58,7 @@ class Evs(Reducer):
     """
 
     stage: Stage = "after_projector"
+    name = "evs"  # in specs and messages
 
     def __init__(self, rate: float, floor: int = 0) -> None:
         super().__init__()
@@ -78,16 +79,16 @@ class Evs(Reducer):
         """
         if shape.modality == "audio":
             raise ValueError(
-                "Found audio; evs compares the same place of a picture over time and takes only "
-                "video and image. Choose uniform or another reducer for audio."
+                f"Found audio; {self.name} compares the same place of a picture over time and "
+                "takes only video and image. Choose uniform or another reducer for audio."
             )
         if self.floor:
-            check_full(shape, "evs with a floor")
+            check_full(shape, f"{self.name} with a floor")
         num_kept = evs_num_kept(shape.num_tokens, shape.grid, self.rate, self.floor)
         return TokenShape(modality=shape.modality, grid=shape.grid, num_tokens=num_kept)
 
     def stream(self, layout: TokenLayout) -> ReductionStream:
-        """Holds the latest row of each place and at most K + K / 8 candidates and a piece."""
+        """Holds the latest row of each place, a piece, and at most `capacity` candidates."""
         return _EvsStream(self, layout)
 
     def reduce(
@@ -110,6 +111,7 @@ class _EvsStream(ReductionStream):
     def __init__(self, reducer: Evs, layout: TokenLayout) -> None:
         self.layout = layout
         self.num_kept, self.floor = reducer.num_tokens(layout.shape), reducer.floor
+        self.capacity = capacity(self.num_kept, layout)
         self.step = step_of(layout)
         self.arrivals = ChangeOverTime(layout)
         # The candidates: their rows in several tensors, then their d and index in the layout.
@@ -128,7 +130,7 @@ class _EvsStream(ReductionStream):
         self.change.append(self.arrivals.push(features))
         self.rows.append(features)
         self.tokens = torch.cat([self.tokens, torch.arange(first, self.arrivals.num_seen)])
-        if len(self.tokens) > self.num_kept + self.num_kept // ROOM_SHARE:
+        if len(self.tokens) > self.capacity:
             self._drop()
 
     def finish(self) -> tuple[Float[Tensor, "reduced dim"], TokenLayout]:
@@ -160,6 +162,12 @@ def evs_num_kept(num_tokens: int, grid: Grid, rate: float, floor: int = 0) -> in
     t, h, w = grid
     at_least = h * w + (t - 1) * min(floor, h * w)
     return max(min(at_least, num_tokens), int(num_tokens * (1 - rate)))
+
+
+def capacity(num_kept: int, layout: TokenLayout) -> int:
+    """Candidates that a stream holds before it drops all but K: room for an eighth or a step."""
+    _, h, w = layout.shape.grid
+    return num_kept + max(num_kept // ROOM_SHARE, h * w)
 
 
 def evs_keep_mask(

@@ -25,6 +25,7 @@ from token_reduction.pixel_shuffle import PixelShuffle
 from token_reduction.prune_merge import PruneMerge
 from token_reduction.silence import Silence
 from token_reduction.stack import Stack
+from token_reduction.temporal_merge import TemporalMerge
 from token_reduction.tome import Tome
 from token_reduction.tubelet import Tubelet
 
@@ -42,6 +43,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "density_cluster": DensityCluster,
     "tome": Tome,
     "evs": Evs,
+    "temporal_merge": TemporalMerge,
     "learned": Learned,
     "adjacent_merge": AdjacentMerge,
     "silence": Silence,

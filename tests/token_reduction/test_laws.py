@@ -38,6 +38,8 @@ single_specs: dict[str, st.SearchStrategy[str]] = {
     ),
     "evs": rates.map(lambda q: f"evs({q!r})")
     | st.builds(lambda q, f: f"evs({q!r}, floor={f})", rates, st.integers(1, 9)),
+    "temporal_merge": rates.map(lambda q: f"temporal_merge({q!r})")
+    | st.builds(lambda q, f: f"temporal_merge({q!r}, floor={f})", rates, st.integers(1, 9)),
     "adjacent_merge": rates.map(lambda q: f"adjacent_merge({q!r})"),
     "silence": rates.map(lambda q: f"silence({q!r})"),
     "uniform": rates.map(lambda q: f"uniform({q!r})"),
