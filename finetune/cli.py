@@ -12,6 +12,7 @@ from rich.table import Table
 from omni.errors import RequestError
 
 if TYPE_CHECKING:
+    from finetune.bench.reduce import Row
     from finetune.tiny.evaluate import Score
 
 WhatArgument = Annotated[str, typer.Argument(help="`tiny`: everything that omni-tiny claims.")]
@@ -23,7 +24,19 @@ LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Most questions an ability [default: all held out]")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+SpecsOption = Annotated[
+    list[str] | None,
+    typer.Option("--reduce", help="A reducer to measure, such as 'evs(0.75)'; may be repeated."),
+]
+TasksOption = Annotated[
+    list[str] | None, typer.Option("--task", help="What to ask; may be repeated [default: all]")
+]
+CasesOption = Annotated[int, typer.Option("--limit", min=2, help="Most cases a task.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder for results.jsonl and a picture a task.")
+]
 DATA = Path("../shared/data")
+SPECS = ("evs(0.75)", "merge(0.75)", "prune_merge(0.75)", "divprune(0.75)", "adjacent_merge(0.75)")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +46,9 @@ def register(app: typer.Typer) -> None:
         app: The `omni` program.
     """
     app.command("eval")(evaluate)
+    bench = typer.Typer(no_args_is_help=True, help="Measure what a choice costs and what it saves.")
+    bench.command("reduce")(bench_reduce)
+    app.add_typer(bench, name="bench")
 
 
 def evaluate(
@@ -45,11 +61,7 @@ def evaluate(
     """Measure a checkpoint on held-out data, with 95 % intervals."""
     if what != "tiny":
         raise RequestError(f"Found eval {what!r}; expected 'tiny', the only evaluation there is.")
-    if not (data / "cifar10").is_dir():
-        raise RequestError(
-            f"{data}: found no cifar10/ there; expected the folder of the training data. "
-            "Give it with --data."
-        )
+    check_data(data)
     # Here, because torch and the data code take seconds and `omni --help` shall not.
     from finetune.tiny import evaluate as tiny
     from omni.assistant import Assistant
@@ -94,5 +106,102 @@ def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
             f"{100 * score.low:.1f} - {100 * score.high:.1f} %",
             "" if ability.floor is None else f"{sign} {100 * ability.floor:.0f} %",
             verdict,
+        )
+    return table
+
+
+def bench_reduce(
+    specs: SpecsOption = None,
+    tasks: TasksOption = None,
+    data: DataOption = DATA,
+    model: ModelOption = None,
+    limit: CasesOption = 40,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare reducers: tokens, time and quality, against none, uniform and random.
+
+    A reducer is flagged whose tokens fall but whose time does not, and one no better than random.
+    """
+    from finetune.bench.tasks import MODALITY_OF, make_tasks
+
+    names = tasks or list(MODALITY_OF)
+    for name in names:
+        if name not in MODALITY_OF:
+            raise RequestError(f"Unknown task {name!r}; expected one of {', '.join(MODALITY_OF)}.")
+    check_data(data)
+    from finetune.bench.plot import draw_pareto
+    from finetune.bench.reduce import run_task, summarise
+    from omni.assistant import Assistant
+    from token_reduction import build
+
+    chosen = list(specs or SPECS)
+    for spec in chosen:
+        try:
+            build(spec)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+    assistant = Assistant.from_pretrained(model)
+    results: list[list[Row]] = []
+    with Console(stderr=True).status("measuring") as status:
+        for task in make_tasks(data, names, limit):
+            records = run_task(
+                assistant,
+                task,
+                chosen,
+                options={"max_new_tokens": 48},
+                report=lambda done, name=task.name: status.update(f"{name}: {done}"),  # type: ignore[misc]
+            )
+            results.append(summarise(records))
+    rows = [row for task_rows in results for row in task_rows]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"model": assistant.name, **row.to_dict()}) for row in rows]
+        (out / "results.jsonl").write_text("\n".join(lines) + "\n")
+        for number, (name, task_rows) in enumerate(zip(names, results, strict=True), start=1):
+            draw_pareto(task_rows, out / f"{number:02d}-{name}.png")
+    if as_json:
+        typer.echo(json.dumps({"model": assistant.name, "rows": [row.to_dict() for row in rows]}))
+        return
+    for task_rows in results:
+        Console().print(reduction_table(task_rows))
+
+
+def check_data(data: Path) -> None:
+    """Refuse a folder that is not that of the data.
+
+    Args:
+        data: Folder to look into.
+
+    Raises:
+        RequestError: It has no `cifar10/`.
+    """
+    if not (data / "cifar10").is_dir():
+        raise RequestError(
+            f"{data}: found no cifar10/ there; expected the folder of the training data. "
+            "Give it with --data."
+        )
+
+
+def reduction_table(rows: "list[Row]") -> Table:
+    """Lay the rows of one task out as a table.
+
+    Args:
+        rows: From `finetune.bench.reduce.summarise`.
+    """
+    table = Table(title=f"{rows[0].task}, {rows[0].cases} cases")
+    columns = ("reducer", "tokens", "quality", "95 % interval", "vs none", "first token", "")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("reducer", "") else "right")
+    for row in rows:
+        indent = "  " if row.baseline_of else ""
+        table.add_row(
+            indent + row.spec,
+            f"{row.tokens:.0f}",
+            f"{100 * row.quality.mean:.1f}",
+            f"{100 * row.quality.low:.1f} - {100 * row.quality.high:.1f}",
+            f"{100 * row.against_none.mean:+.1f}",
+            f"{row.time_ratio:.2f}x",
+            "; ".join(row.flags),
         )
     return table

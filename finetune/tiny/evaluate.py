@@ -53,6 +53,7 @@ ABILITIES = {
     "direction": Ability(name="clip: direction of the moving shape", floor=0.80),
     "colour": Ability(name="clip: colour of the moving shape", floor=0.80),
     "shape": Ability(name="clip: kind of shape"),
+    "dialogue": Ability(name="clip: a second question, after the first was answered"),
     "direction_evs": Ability(name="clip: direction, at evs(0.5)"),
     "colour_evs": Ability(name="clip: colour, at evs(0.5)"),
     "still": Ability(name="drawn picture: colour and shape"),
@@ -112,13 +113,16 @@ def as_file(subject: Subject) -> bytes:
     return buffer.getvalue()
 
 
-def make_cases(data: Path, limit: int | None, seed: int = 11) -> dict[str, list[Case]]:
+def make_cases(
+    data: Path, limit: int | None, seed: int = 11, abilities: Sequence[str] | None = None
+) -> dict[str, list[Case]]:
     """Make the questions of every ability from the validation split.
 
     Args:
         data: Folder of the training data.
         limit: Most questions an ability; None asks about everything that is held out.
         seed: Seed of wordings and of what is drawn.
+        abilities: Keys of `ABILITIES` to make; all by default.
     """
     subjects = Subjects(data, "validation")
     drawn = limit or 500  # of what is drawn, there is no end
@@ -145,37 +149,50 @@ def make_cases(data: Path, limit: int | None, seed: int = 11) -> dict[str, list[
         clips = [clip for clip in subjects.clips if fits(clip)]
         return (subjects.word(rng(name), clips[i]) for i in chosen(name, len(clips)))
 
-    photos = chosen("object", len(cifar_arrays(data, "validation")[1]))
-    digits = chosen("handwritten", len(mnist_arrays(data, "validation")[1]))
+    def pictures(name: str, total: int, draw: Callable[[Any, int], Subject]) -> Iterator[Subject]:
+        return (draw(rng(name), i) for i in chosen(name, total))
+
     evs = {"video": "evs(0.5)"}
-    return {
-        "digit": about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
-        "digit_commands": about(
+    clips = drawn // 2
+    makers: dict[str, Callable[[], list[Case]]] = {
+        "digit": lambda: about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
+        "digit_commands": lambda: about(
             "digit_commands",
             recordings("digit_commands", lambda c: c.label in DIGITS and _is_command(c)),
             "digit",
         ),
-        "word": about("word", recordings("word", _is_command), "word"),
-        "digits": about("digits", many("digits", "digits", min(drawn, 200)), "digits"),
-        "object": about("object", (subjects.photo(rng("p"), i) for i in photos), "object"),
-        "handwritten": about(
-            "handwritten", (subjects.handwritten(rng("h"), i) for i in digits), "handwritten"
+        "word": lambda: about("word", recordings("word", _is_command), "word"),
+        "digits": lambda: about("digits", many("digits", "digits", min(drawn, 200)), "digits"),
+        "object": lambda: about(
+            "object",
+            pictures("object", len(cifar_arrays(data, "validation")[1]), subjects.photo),
+            "object",
         ),
-        "line": about("line", many("line", "line"), "line"),
-        "direction": about("direction", many("direction", "clip", drawn // 2), "direction"),
-        "colour": about("colour", many("colour", "clip", drawn // 2), "colour"),
-        "shape": about("shape", many("shape", "clip", drawn // 2), "shape"),
-        "direction_evs": about("e", many("direction", "clip", drawn // 2), "direction", evs),
-        "colour_evs": about("f", many("colour", "clip", drawn // 2), "colour", evs),
-        "still": about("still", many("still", "still"), "shape_colour"),
-        "name": [
+        "handwritten": lambda: about(
+            "handwritten",
+            pictures("handwritten", len(mnist_arrays(data, "validation")[1]), subjects.handwritten),
+            "handwritten",
+        ),
+        "line": lambda: about("line", many("line", "line"), "line"),
+        "direction": lambda: about("direction", many("direction", "clip", clips), "direction"),
+        "colour": lambda: about("colour", many("colour", "clip", clips), "colour"),
+        "shape": lambda: about("shape", many("shape", "clip", clips), "shape"),
+        "dialogue": lambda: [
+            Case([as_file(s)], turns_about(rng(f"dialogue{i}"), s, count=2))
+            for i, s in enumerate(many("dialogue", "clip", clips))
+        ],
+        "direction_evs": lambda: about("e", many("direction", "clip", clips), "direction", evs),
+        "colour_evs": lambda: about("f", many("colour", "clip", clips), "colour", evs),
+        "still": lambda: about("still", many("still", "still"), "shape_colour"),
+        "name": lambda: [
             Case([], [text_turn(rng(f"name{i}"), ("name", "abilities")[i % 2])])
             for i in range(min(drawn, 200))
         ],
-        "out_of_scope": [
+        "out_of_scope": lambda: [
             Case([], [text_turn(rng(f"scope{i}"), "out_of_scope")]) for i in range(min(drawn, 200))
         ],
     }
+    return {name: make() for name, make in makers.items() if abilities is None or name in abilities}
 
 
 def evaluate(

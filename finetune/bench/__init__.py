@@ -1,0 +1,1 @@
+"""Measures what token reduction costs and what it saves: `omni bench reduce`."""
