@@ -25,6 +25,8 @@ from token_reduction.matching import bipartite_match
 # Patches (or mel frames) of one tower pass: enough to keep the matrix units busy, little enough
 # that activations stay small. The released serving stack uses the same bound for video.
 MAX_ROWS_PER_PASS = 32_768
+# Tubelets of a video whose layout is made at a time; the result does not depend on it.
+LAYOUT_TUBELETS = 32
 
 
 @dataclass(slots=True)
@@ -91,12 +93,23 @@ def source_layout(model: Any, item: MediaItem, *, with_cues: bool = False) -> To
     Returns:
         The layout after tubelets and pixel shuffle, with provenance in source cells.
     """
-    cues = item.cues() if with_cues and item.cues is not None else None
-    layout = TokenLayout.full(item.modality, item.grid, item.time_spans, cues)
-    placeholder = torch.empty(layout.shape.num_tokens, 0)
-    for reducer in model.structural_reducers(item.modality):
-        placeholder, layout = reducer(placeholder, layout)
-    return layout
+    cues = (item.cues() if with_cues and item.cues is not None else None) or {}
+    reducers = model.structural_reducers(item.modality)
+    steps, height, width = item.grid
+    # Some frames at a time: provenance is sorted on the way, which takes many times its own size.
+    group = LAYOUT_TUBELETS * model.config.tubelet_frames if item.modality == "video" else steps
+    parts = []
+    for start in range(0, steps, group):
+        stop = min(start + group, steps)
+        spans = None if item.time_spans is None else item.time_spans[start:stop]
+        here = slice(start * height * width, stop * height * width)
+        own = {name: values[here] for name, values in cues.items()}
+        layout = TokenLayout.full(item.modality, (stop - start, height, width), spans, own)
+        placeholder = torch.empty(layout.shape.num_tokens, 0)
+        for reducer in reducers:
+            placeholder, layout = reducer(placeholder, layout)
+        parts.append(layout)
+    return TokenLayout.join(parts)
 
 
 def _batches(items: Sequence[MediaItem], times: StageTimes) -> Iterator[list[tuple[int, Window]]]:

@@ -9,8 +9,9 @@ Layout tensors live on the CPU whatever device the features are on: prompts are 
 from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -161,6 +162,53 @@ class TokenLayout:
             source_cells=torch.arange(shape.num_tokens),
             source_weights=torch.ones(shape.num_tokens),
             cues=cues or {},
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["TokenLayout"]) -> "TokenLayout":
+        """The layout of parts of one item, one after another in time.
+
+        Args:
+            parts: At least one; alike in modality, size of a step (also of the source), cues, and
+                whether they have time spans.
+
+        Raises:
+            ValueError: If they are not alike.
+        """
+        kinds = [
+            (p.shape.modality, *p.shape.grid[1:], *p.source_grid[1:], p.time_spans is None, *p.cues)
+            for p in parts
+        ]
+        if len(set(kinds)) != 1:
+            raise ValueError(
+                f"Found parts of (modality, step, source step, no time, cues) {set(kinds)}; "
+                "expected parts of one item, all alike."
+            )
+        first = parts[0]
+        cells, source_cells, source_ptr = [], [], [torch.zeros(1, dtype=torch.long)]
+        steps = source_steps = entries = 0
+        for part in parts:
+            cells.append(part.cells + steps * first.shape.grid[1] * first.shape.grid[2])
+            offset = source_steps * first.source_grid[1] * first.source_grid[2]
+            source_cells.append(part.source_cells + offset)
+            source_ptr.append(part.source_ptr[1:] + entries)
+            steps += part.shape.grid[0]
+            source_steps += part.source_grid[0]
+            entries += len(part.source_cells)
+        spans = None if first.time_spans is None else [p.time_spans or () for p in parts]
+        return cls(
+            shape=TokenShape(
+                modality=first.shape.modality,
+                grid=(steps, *first.shape.grid[1:]),
+                num_tokens=sum(part.shape.num_tokens for part in parts),
+            ),
+            cells=torch.cat(cells),
+            time_spans=None if spans is None else tuple(chain.from_iterable(spans)),
+            source_grid=(source_steps, *first.source_grid[1:]),
+            source_ptr=torch.cat(source_ptr),
+            source_cells=torch.cat(source_cells),
+            source_weights=torch.cat([part.source_weights for part in parts]),
+            cues={name: torch.cat([part.cues[name] for part in parts]) for name in first.cues},
         )
 
     @property

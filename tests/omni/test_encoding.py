@@ -6,6 +6,7 @@ import torch
 from omni.encoding import StageTimes, encode_media, source_layout
 from omni.planning import MediaOptions
 from tests.support import tiny_omni
+from tests.support.layouts import assert_same_layout
 from token_reduction import Evs, build
 
 
@@ -71,3 +72,13 @@ def test_no_more_of_a_long_clip_is_held_than_is_left_of_it(model, monkeypatch):
     assert len(held) == full.grid[0]
     assert max(held) <= len(features) * 9 // 8 + 2 * per_step
     assert max(held) < full.num_tokens / 3
+
+
+def test_the_layout_of_a_long_clip_does_not_depend_on_the_frames_at_a_time(
+    model, processor, monkeypatch
+):
+    item = items(processor, "identity")[0]
+    assert item.grid[0] % 2 == 1  # the last tubelet repeats its frame
+    whole = source_layout(model, item)
+    monkeypatch.setattr("omni.encoding.LAYOUT_TUBELETS", 2)
+    assert_same_layout(source_layout(model, item), whole)

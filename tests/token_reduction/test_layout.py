@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.support.layouts import full_layout, provenance
-from token_reduction import Modality, TokenLayout, TokenShape
+from tests.support.layouts import assert_same_layout, full_layout, provenance, videos
+from token_reduction import Modality, TokenLayout, TokenShape, build
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,45 @@ def test_selecting_keeps_the_grid_and_counts_per_step() -> None:
     assert layout.tokens_per_step == (2, 0, 1)
     assert layout.shape == TokenShape(modality="video", grid=(3, 1, 2), num_tokens=3)
     assert provenance(layout) == [{0: 1.0}, {1: 1.0}, {5: 1.0}]
+
+
+@settings(max_examples=25, deadline=None)
+@given(videos, st.integers(1, 3))
+def test_parts_that_were_regrouped_alone_join_to_the_whole(
+    shape: TokenShape, tubelets: int
+) -> None:
+    frames, h, w = shape.grid
+    cues = {"energy": torch.arange(shape.num_tokens, dtype=torch.float32)}
+    whole = TokenLayout.full("video", shape.grid, full_layout(shape).time_spans, cues)
+    parts = []
+    for start in range(0, frames, 2 * tubelets):
+        stop = min(start + 2 * tubelets, frames)
+        spans = (whole.time_spans or ())[start:stop]
+        own = {"energy": cues["energy"][start * h * w : stop * h * w]}
+        part = TokenLayout.full("video", (stop - start, h, w), spans, own)
+        _, part = build("tubelet(2)")(torch.empty(part.shape.num_tokens, 0), part)
+        parts.append(part)
+    _, expected = build("tubelet(2)")(torch.empty(shape.num_tokens, 0), whole)
+    joined = TokenLayout.join(parts)
+    assert_same_layout(joined, expected)
+    assert torch.equal(joined.cues["energy"], expected.cues["energy"])
+
+
+def test_joined_parts_may_be_pruned() -> None:
+    layout = full_layout(TokenShape.full("video", (2, 1, 2)))
+    joined = TokenLayout.join([layout.select(torch.tensor([1, 2])), layout])
+    assert joined.cells.tolist() == [1, 2, 4, 5, 6, 7]
+    assert joined.shape == TokenShape(modality="video", grid=(4, 1, 2), num_tokens=6)
+    assert [list(sources) for sources in provenance(joined)] == [[1], [2], [4], [5], [6], [7]]
+
+
+def test_parts_of_different_items_are_not_joined() -> None:
+    layout = full_layout(TokenShape.full("video", (2, 1, 2)))
+    other = full_layout(TokenShape.full("video", (2, 2, 1)))
+    with pytest.raises(ValueError, match=r"Found parts of .*'video', 1, 2.*expected parts of one"):
+        TokenLayout.join([layout, other])
+    with pytest.raises(ValueError, match=r"Found parts of .*expected parts of one item"):
+        TokenLayout.join([layout, replace(layout, time_spans=None)])
 
 
 def test_merging_adds_up_what_reaches_a_token_twice() -> None:
