@@ -2,22 +2,24 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from omni.checkpoint import resolve_checkpoint
-from omni.encoding import StageTimes
-from omni.errors import ContextLengthError
+from omni.encoding import StageTimes, source_layout
+from omni.errors import ContextLengthError, RequestError
+from omni.evidence import MediaEvidence, make_evidence
 from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
 from omni.inputs import OmniInputs, collate
-from omni.ledger import Ledger, add_times, make_evidence, make_ledger
+from omni.ledger import Ledger, add_times, make_ledger
 from omni.model import OmniModel
 from omni.planning import MediaOptions
 from omni.processor import OmniProcessor
 from omni.prompt import Message
+from omni.report import Request, write_report
 
 EMBEDDED_MODEL = "omni-tiny"
 EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
@@ -31,16 +33,43 @@ class Reply:
         text: What the model says, reasoning left out.
         reasoning: What it thought before, if thinking was on.
         ledger: Tokens, bytes and seconds.
-        evidence: For every medium the cells that were kept, with times.
+        evidence: For every medium what was kept, merged and dropped, with seconds and boxes; see
+            `omni.evidence.MediaEvidence`.
+        request: What was asked, for `save_report`. It keeps the media within reach: a list of many
+            replies holds their decoded pictures too.
     """
 
     text: str
     reasoning: str = ""
     ledger: Ledger
-    evidence: list[dict[str, Any]] = field(default_factory=list)
+    evidence: list[MediaEvidence] = field(default_factory=list)
+    request: Request | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text
+
+    def save_report(self, path: str | Path) -> None:
+        """Write one HTML file with the answer, the ledger and what was kept of every medium.
+
+        The media are read again for the pictures, so files must still be where they were.
+
+        Args:
+            path: Where to; an existing file is replaced.
+
+        Raises:
+            RequestError: The path cannot be written, or the reply does not know its request.
+            MediaError: A medium can no longer be read.
+        """
+        if self.request is None:
+            raise RequestError("This reply has no request, so there is nothing to report on.")
+        write_report(
+            path,
+            self.request,
+            text=self.text,
+            reasoning=self.reasoning,
+            ledger=self.ledger,
+            evidence=self.evidence,
+        )
 
 
 class Assistant:
@@ -249,6 +278,8 @@ class _Run:
     ) -> None:
         self.assistant = assistant
         self.start = time.perf_counter()
+        self.messages = messages
+        self.options = options
         self.inputs, self.generation = assistant._prepare(messages, options, max_tokens)
         self.reader = _TextReader(assistant.processor, bool(options.get("thinking")))
         self.times = StageTimes()
@@ -284,7 +315,23 @@ class _Run:
             text=self.reader.text,
             reasoning=self.reader.reasoning,
             ledger=ledger,
-            evidence=make_evidence(self.inputs.media, self.prompt.layouts),
+            evidence=make_evidence(
+                self.inputs.media,
+                [source_layout(self.assistant.model, item) for item in self.inputs.media],
+                self.prompt.layouts,
+            ),
+            request=self._request(),
+        )
+
+    def _request(self) -> Request:
+        config = self.assistant.model.config
+        return Request(
+            question=_question(self.messages),
+            model=self.assistant.name,
+            settings={**asdict(self.generation), **self.options},
+            media=self.inputs.media,
+            pixel_mean=config.norm_mean,
+            pixel_std=config.norm_std,
         )
 
 
@@ -367,6 +414,15 @@ def _as_messages(question: str, media: Sequence[Any]) -> list[Message]:
     """One user turn: media first, then the question."""
     parts: list[dict[str, Any]] = [{"type": "media", "media": source} for source in media]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def _question(messages: Sequence[Message]) -> str:
+    """Text of the last user turn."""
+    turns = [message for message in messages if message.get("role") == "user"] or messages[-1:]
+    content = turns[-1].get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part["text"]) for part in content if part.get("type") == "text")
 
 
 def _take(kind: type[Any], options: dict[str, Any]) -> Any:

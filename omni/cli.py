@@ -65,6 +65,12 @@ BudgetOption = Annotated[
 AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 gives the same answer every time.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of sampling, when the temperature is above 0.")]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", metavar="FILE.html", help="Write what was kept of every input as one HTML file."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -91,9 +97,14 @@ def ask(
     max_new_tokens: AnswerOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about files."""
+    if report is not None:
+        from omni.report import check_report_path
+
+        check_report_path(report)
     assistant = _load(model, device)
     options = _options(reduce, fps, num_frames, dpi, sound)
     options |= {
@@ -103,21 +114,27 @@ def ask(
         "temperature": temperature,
         "seed": seed,
     }
+    if not as_json and report is None:
+        for piece in assistant.stream(question, *(files or []), **options):
+            typer.echo(piece, nl=False)
+        typer.echo()
+        return
+    reply = assistant.ask(question, *(files or []), **options)
     if as_json:
-        reply = assistant.ask(question, *(files or []), **options)
         _print_json(
             {
                 "answer": reply.text,
                 **({"reasoning": reply.reasoning} if think else {}),
                 "ledger": reply.ledger.to_dict(),
+                **({"report": str(report)} if report is not None else {}),
                 "model": assistant.name,
                 "version": omni.__version__,
             }
         )
-        return
-    for piece in assistant.stream(question, *(files or []), **options):
-        typer.echo(piece, nl=False)
-    typer.echo()
+    else:
+        typer.echo(reply.text)
+    if report is not None:
+        reply.save_report(report)
 
 
 @app.command()

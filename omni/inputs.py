@@ -67,6 +67,7 @@ class MediaItem:
         facts: What the gateway knows of the source: pixels, seconds, frames.
         cues: Measures numbers about each source cell, by name (``energy``); called only when the
             reducer wants them.
+        unsampled: Seconds (start, end) of the source's frames that sampling left out.
     """
 
     modality: Modality
@@ -82,6 +83,7 @@ class MediaItem:
     name: str = "media"
     facts: Mapping[str, Any] = field(default_factory=dict)
     cues: Callable[[], Mapping[str, Tensor]] | None = None
+    unsampled: tuple[tuple[float, float], ...] = ()
 
     @property
     def block_length(self) -> int:

@@ -1,13 +1,12 @@
 """What a request costs, stage by stage: counted before it runs, timed while it runs."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omni.config import OmniConfig
 from omni.encoding import StageTimes
 from omni.inputs import MediaItem, OmniInputs
-from token_reduction import TokenLayout, TokenShape, build
+from token_reduction import TokenShape, build
 
 STATE_BYTES = 4  # the Mamba state is kept in float32
 
@@ -166,39 +165,3 @@ def add_times(ledger: Ledger, times: StageTimes) -> None:
             "encode": round(times.encode_s[index], 4),
             "reduce": round(times.reduce_s[index], 4),
         }
-
-
-def make_evidence(
-    media: Sequence[MediaItem], layouts: Sequence[TokenLayout]
-) -> list[dict[str, Any]]:
-    """What each kept token stands for, as JSON types.
-
-    Args:
-        media: The request's items.
-        layouts: Their layouts after reduction.
-
-    Returns:
-        For each item: its name, modality, source grid ``(t, h, w)``, and for every time step its
-        seconds, how many tokens it kept of how many, and the kept cells as ``[row, column]``.
-    """
-    evidence = []
-    for item, layout in zip(media, layouts, strict=True):
-        t, h, w = layout.shape.grid
-        steps: list[dict[str, Any]] = [
-            {"kept": count, "of": h * w, "cells": []} for count in layout.tokens_per_step
-        ]
-        for cell in layout.cells.tolist():
-            steps[cell // (h * w)]["cells"].append([cell % (h * w) // w, cell % w])
-        for step, span in zip(steps, layout.time_spans or [], strict=False):
-            step["seconds"] = [round(span[0], 3), round(span[1], 3)]
-        evidence.append(
-            {
-                "name": item.name,
-                "modality": item.modality,
-                "reduction": item.reduction,
-                "source_grid": list(item.grid),
-                "grid": [t, h, w],
-                "steps": steps,
-            }
-        )
-    return evidence

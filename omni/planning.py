@@ -7,6 +7,7 @@ model encodes them, and the counts hold whatever the pixels and samples turn out
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from encoders import (
     LogMel,
     choose_image_grid,
+    choose_tiling,
     choose_video_grid,
     resize_and_patchify,
     share_image_budget,
@@ -205,8 +207,9 @@ class _Planner:
 
     def tiles(self, picture: Image | Page, facts: Mapping[str, Any]) -> list[MediaItem]:
         """V2-VL: square tiles and a thumbnail, each an item, all in one pair of delimiters."""
+        pixels = self.pixels(picture)
         tiled = tile_image(
-            self.pixels(picture),
+            pixels,
             max_tiles=self.config.max_num_tiles,
             thumbnail=self.config.use_thumbnail,
             tile_size=self.tile_size,
@@ -216,12 +219,16 @@ class _Planner:
         )
         sizes = [(int(h), int(w)) for h, w in tiled.grids.tolist()]
         patches = tiled.patches.split([h * w for h, w in sizes])
+        sheet = choose_tiling(
+            *pixels.shape[:2], max_tiles=self.config.max_num_tiles, tile_size=self.tile_size
+        )
+        regions = _tile_regions(sheet, facts["width"], facts["height"])
         return [
             self.picture_item(
                 partial(iter, [Window(rows, len(rows), len(rows))]),
                 grid,
                 f"{picture.name} tile {i + 1} of {len(sizes)}",
-                facts,
+                {**facts, "region": regions[i]},
             )
             for i, (rows, grid) in enumerate(zip(patches, sizes, strict=True))
         ]
@@ -265,18 +272,25 @@ class _Planner:
             "duration_s": round(plan.duration_s, 3),
             "source_frames": video.num_frames,
             "sampled_frames": plan.num_frames,
+            "sound": self.sound(video),
         }
         spans = _frame_spans(plan)
         name = video.name
         item = _item(
             "video", windows, (plan.num_frames, *grid), spans, reduction, tokens, name, facts
         )
+        item = replace(item, unsampled=_unsampled_spans(video, plan))
         labels = tubelet_labels(label_times(video, plan), pair)
         return PlannedMedium(
             items=[item],
             lead_in=labels[0],
             step_labels=tuple("\n" + label for label in labels[1:]),
         )
+
+    def sound(self, video: Video) -> str:
+        if not video.has_audio:
+            return "none"
+        return "used" if self.options.audio_in_video else "not used"
 
     def video_grid(self, video: Video) -> tuple[int, int]:
         if not self.config.dynamic_resolution:
@@ -351,11 +365,33 @@ def _item(
     )
 
 
+def _tile_regions(sheet: tuple[int, int], width: float, height: float) -> list[list[float]]:
+    """Left, top, right, bottom of each tile, and at last of the thumbnail, which shows all."""
+    rows, columns = sheet
+    tile_width, tile_height = width / columns, height / rows
+    regions = [
+        [x * tile_width, y * tile_height, (x + 1) * tile_width, (y + 1) * tile_height]
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    return [*regions, [0.0, 0.0, width, height]]
+
+
 def _frame_spans(plan: FramePlan) -> tuple[tuple[float, float], ...]:
     """From each sampled frame to the next; the last one to the end of the clip."""
     times = plan.timestamps_s
     end = max(plan.duration_s, times[-1] + 1 / plan.source_fps)
     return tuple(zip(times, (*times[1:], end), strict=True))
+
+
+def _unsampled_spans(video: Video, plan: FramePlan) -> tuple[tuple[float, float], ...]:
+    """From the first frame between two sampled ones to the second of these."""
+    times = [*video.info.frame_times_s.tolist(), _frame_spans(plan)[-1][1]]
+    return tuple(
+        (times[sampled + 1], times[following])
+        for sampled, following in pairwise((*plan.indices, video.num_frames))
+        if following > sampled + 1
+    )
 
 
 def label_times(video: Video, plan: FramePlan) -> list[float]:

@@ -1,12 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import omni
 from omni.errors import ContextLengthError, MediaNotFoundError, RequestError
-from omni.ledger import make_evidence
-from omni.prompt import VIDEO_MARKER
 from tests.support import tiny_omni
 
 SHORT = {"max_new_tokens": 12}
@@ -15,11 +14,6 @@ SHORT = {"max_new_tokens": 12}
 @pytest.fixture(scope="module")
 def assistant() -> omni.Assistant:
     return tiny_omni.assistant()
-
-
-@pytest.fixture(scope="module")
-def video(assistant):
-    return assistant.processor.load_media(tiny_omni.clip(24, 36, 64), fps=8.0)
 
 
 def parts(*media, text="What?"):
@@ -86,17 +80,15 @@ def test_a_plan_is_the_ledger_of_the_request_without_times(assistant):
     assert plan.seconds == {}
 
 
-def test_evidence_names_the_kept_cells_and_their_seconds(assistant, video):
-    inputs = assistant.processor.from_text(
-        VIDEO_MARKER, [video], options=omni.MediaOptions(reduction={"video": "evs(0.5)"})
-    )
-    layouts = [layout for _, layout in assistant.model.encode(inputs.media)]
-    [entry] = make_evidence(inputs.media, layouts)
-    assert sum(step["kept"] for step in entry["steps"]) == inputs.media[0].num_tokens
-    assert entry["steps"][0]["kept"] == entry["steps"][0]["of"]
-    assert entry["steps"][0]["seconds"][0] == 0.0
-    assert all(len(step["cells"]) == step["kept"] for step in entry["steps"])
-    json.dumps(entry)
+def test_evidence_counts_what_the_decoder_read(assistant):
+    clip = Path(__file__).parents[2] / "examples" / "media" / "clip.mp4"
+    reply = assistant.ask("What?", clip, reduction={"video": "evs(0.5)"}, **SHORT)
+    [entry], [counted] = reply.evidence, reply.ledger.media
+    assert entry["tokens"] == entry["kept"] == counted.stages[-2].count
+    assert entry["kept"] + entry["dropped"] == counted.stages[-3].count
+    assert sum(step["kept"] for step in entry["steps"]) == entry["kept"]
+    assert entry["steps"][0]["state"] == "used"
+    json.dumps(reply.evidence)
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_numbers(assistant):

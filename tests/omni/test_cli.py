@@ -67,6 +67,26 @@ def test_ask_json_is_one_object_with_answer_ledger_model_and_version(run, model_
     assert set(medium["seconds"]) == {"decode", "encode", "reduce"}
 
 
+def test_ask_writes_a_report_beside_the_answer(run, model_dir, picture, tmp_path):
+    page = tmp_path / "out.html"
+    arguments = ("--model", model_dir, "--max-new-tokens", 5, "--report", page)
+    code, out, err = run("ask", "What is <this>?", picture, *arguments)
+    assert (code, err) == (0, "")
+    assert out == run("ask", "What is <this>?", picture, *arguments[:4])[1]
+    assert "What is &lt;this&gt;?" in page.read_text(encoding="utf-8")
+    code, out, _ = run("ask", "What is <this>?", picture, *arguments, "--json")
+    assert json.loads(out)["report"] == str(page)
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    run, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("omni.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    code, out, err = run("ask", "What?", picture, "--report", tmp_path / "nowhere" / "out.html")
+    assert (code, out) == (2, "")
+    assert "nowhere, which does not exist" in err
+
+
 def test_plan_counts_without_running_the_model(run, model_dir, picture, monkeypatch):
     from omni.model import OmniModel
 
