@@ -1,5 +1,6 @@
 """Quality against tokens as a picture: which reducers are worth their tokens."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,11 +59,17 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> None:
 
     front = pareto_front(rows)
     draw.line([(x(row.tokens), y(row.quality.mean)) for row in front], fill=FRONT, width=2)
-    for row in rows:
+    taken: list[tuple[float, float]] = []
+    for row in sorted({row.spec: row for row in rows}.values(), key=lambda row: -row.quality.mean):
         colour = FRONT if row in front else OTHER
         place = (x(row.tokens), y(row.quality.mean))
         draw.line([(place[0], y(row.quality.low)), (place[0], y(row.quality.high))], fill=colour)
         draw.ellipse([place[0] - 4, place[1] - 4, place[0] + 4, place[1] + 4], fill=colour)
-        name = "none" if row.spec == NONE else row.spec
-        draw.text((place[0] + 8, place[1] - 8), name, colour, font)
+        name = "none" if row.spec == NONE else re.sub(r"(\.\d+?)0+\)", r"\1)", row.spec)
+        level = place[1] - 8
+        for beside, used in taken:  # names of neighbours stand below each other
+            if abs(beside - place[0]) < 130 and abs(used - level) < 16:
+                level = used + 16
+        taken.append((place[0], level))
+        draw.text((place[0] + 8, level), name, colour, font)
     picture.save(path)

@@ -59,7 +59,8 @@ class Record:
     Attributes:
         task: Name of the task.
         spec: The reducer.
-        baseline_of: For `uniform` and `random`: the reducer whose number of tokens they match.
+        baseline_of: For `uniform` and `random`: the reducer whose number of tokens they match, in
+            every case; the rate in `spec` is that of the first case.
         tokens: Media tokens that the decoder read.
         quality: Judgement of the answer.
         tower_s: Seconds in the tower.
@@ -146,10 +147,11 @@ def run_task(
         No reduction first, then each reducer followed by its baselines.
     """
     records = [Record(task=task.name, spec=NONE)]
-    full = _num_tokens(assistant, task, NONE, options)
+    first = task.cases[0]
+    full = _num_tokens(assistant, task, first, NONE, options)
     for spec in specs:
         try:
-            kept = _num_tokens(assistant, task, spec, options)
+            kept = _num_tokens(assistant, task, first, spec, options)
         except RequestError:
             continue
         rate = max(0.0, 1 - kept / full)
@@ -157,7 +159,7 @@ def run_task(
         for baseline in ("uniform", "random"):
             matched = f"{baseline}({rate:.4f})"
             records.append(Record(task=task.name, spec=matched, baseline_of=spec))
-    _ask(assistant, task, task.cases[0], records[0].spec, options)  # the first request warms up
+    _ask(assistant, task, first, NONE, options)  # the first request warms up
     for number, case in enumerate(task.cases):
         start = number % len(records)
         for record in (*records[start:], *records[:start]):
@@ -225,12 +227,16 @@ def find_flags(
 
 
 def _num_tokens(
-    assistant: Assistant, task: BenchTask, spec: str, options: Mapping[str, Any] | None
+    assistant: Assistant,
+    task: BenchTask,
+    case: BenchCase,
+    spec: str,
+    options: Mapping[str, Any] | None,
 ) -> int:
-    """Media tokens of the first case under a reducer, from its plan."""
+    """Media tokens of a case under a reducer, from its plan."""
     wishes = {name: value for name, value in (options or {}).items() if name in MEDIA_WISHES}
     reduction = MediaOptions(**wishes, reduction={task.modality: spec})
-    inputs = assistant.processor(task.cases[0].messages, options=reduction)
+    inputs = assistant.processor(case.messages, options=reduction)
     return sum(item.num_tokens for item in inputs.media)
 
 
@@ -245,6 +251,21 @@ def _ask(
     return assistant.chat(case.messages, **chosen)
 
 
+def _spec_for(
+    assistant: Assistant,
+    task: BenchTask,
+    case: BenchCase,
+    record: Record,
+    options: Mapping[str, Any] | None,
+) -> str:
+    """The record's reducer; a baseline at the rate that leaves as many tokens of this very case."""
+    if record.baseline_of is None:
+        return record.spec
+    full = _num_tokens(assistant, task, case, NONE, options)
+    kept = _num_tokens(assistant, task, case, record.baseline_of, options)
+    return f"{record.spec.split('(')[0]}({max(0.0, 1 - kept / full)!r})"
+
+
 def _measure(
     assistant: Assistant,
     task: BenchTask,
@@ -252,8 +273,9 @@ def _measure(
     record: Record,
     options: Mapping[str, Any] | None,
 ) -> None:
+    spec = _spec_for(assistant, task, case, record, options)
     with peak_memory() as peak:
-        reply = _ask(assistant, task, case, record.spec, options)
+        reply = _ask(assistant, task, case, spec, options)
     seconds, media = reply.ledger.seconds, reply.ledger.media
     of_media = {name: sum(entry.seconds[name] for entry in media) for name in media[0].seconds}
     record.tokens.append(sum(entry.stages[-2].count for entry in media))

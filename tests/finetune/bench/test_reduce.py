@@ -91,7 +91,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 def task(count: int = 6) -> BenchTask:
     cases = []
     for seed in range(count):
-        source = tiny_omni.picture(64, 64, seed)
+        source = tiny_omni.picture(64, 64 + 40 * seed, seed)  # of different grids
         content = [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]
         judge = lambda answer: float(len(answer) % 2)  # noqa: E731 - has nothing to do with tokens
         cases.append(BenchCase([{"role": "user", "content": content}], judge))
