@@ -15,6 +15,7 @@ from token_reduction.density_cluster import DensityCluster
 from token_reduction.divprune import DivPrune
 from token_reduction.evs import Evs, evs_keep_mask, evs_num_kept
 from token_reduction.identity import Identity
+from token_reduction.keyframes import Keyframes
 from token_reduction.layout import Grid, Modality, TimeSpans, TokenLayout, TokenShape
 from token_reduction.learned import Learned, TokenScorer
 from token_reduction.matching import Match, bipartite_match
@@ -39,6 +40,7 @@ __all__ = [
     "Evs",
     "Grid",
     "Identity",
+    "Keyframes",
     "Learned",
     "Match",
     "Merge",

@@ -19,6 +19,7 @@ from token_reduction.density_cluster import DensityCluster
 from token_reduction.divprune import DivPrune
 from token_reduction.evs import Evs
 from token_reduction.identity import Identity
+from token_reduction.keyframes import Keyframes
 from token_reduction.learned import Learned
 from token_reduction.merge import Merge
 from token_reduction.pixel_shuffle import PixelShuffle
@@ -33,6 +34,7 @@ from token_reduction.tubelet import Tubelet
 # constructor, so they must be annotated `int` or `float`.
 REDUCERS: dict[str, type[Reducer]] = {
     "identity": Identity,
+    "keyframes": Keyframes,
     "pixel_shuffle": PixelShuffle,
     "tubelet": Tubelet,
     "stack": Stack,

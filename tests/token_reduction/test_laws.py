@@ -26,6 +26,7 @@ single_specs: dict[str, st.SearchStrategy[str]] = {
     "pixel_shuffle": st.sampled_from(
         ["pixel_shuffle(1.0)", "pixel_shuffle", "pixel_shuffle(0.333)"]
     ),
+    "keyframes": rates.map(lambda q: f"keyframes({q!r})"),
     "tubelet": st.integers(1, 4).map(lambda n: f"tubelet({n})"),
     "tome": rates.map(lambda q: f"tome({q!r})"),
     "stack": st.integers(1, 4).map(lambda n: f"stack({n})"),
