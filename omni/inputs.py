@@ -57,7 +57,8 @@ class MediaItem:
         windows: Encoder inputs, iterable more than once.
         grid: Source cells ``(t, h, w)``: patches of one image, of each frame, or audio tokens.
         time_spans: Seconds (start, end) of each of the ``t`` source steps; None for stills.
-        reduction: Spec string of the reducer after the projector.
+        reduction: Spec string of the request's reducers. Those that choose frames have done so:
+            ``windows`` and ``grid`` have the kept ones.
         token_id: Placeholder id.
         row: Row of ``input_ids``.
         start: Column of the block's first placeholder.

@@ -6,6 +6,7 @@ from typing import Any
 from omni.config import OmniConfig
 from omni.encoding import StageTimes
 from omni.inputs import MediaItem, OmniInputs
+from omni.reduction import split_frames
 from token_reduction import TokenShape, build
 
 STATE_BYTES = 4  # the Mamba state is kept in float32
@@ -132,17 +133,18 @@ def cache_bytes(config: OmniConfig, num_tokens: int, bytes_per_value: int) -> tu
 def _entry(config: OmniConfig, item: MediaItem) -> MediaEntry:
     """Walk the same reductions that the model applies, by shape alone."""
     shape = TokenShape.full(item.modality, item.grid)
+    at_frames, later = split_frames(item.reduction)
     stages: list[Stage] = []
     if item.modality == "video":
-        stages += [Stage(name="frames", count=item.grid[0])]
+        sampled = item.facts.get("sampled_frames", item.grid[0])
+        stages += [Stage(name="frames", count=sampled)]
+        stages += [Stage(name="|".join(at_frames), count=item.grid[0])] if at_frames else []
     stages += [
         Stage(name="tokens" if item.modality == "audio" else "patches", count=shape.num_tokens)
     ]
-    for spec in (*structural_specs(config, item.modality), *item.reduction.split("|")):
-        if spec.strip() == "identity":
-            continue
+    for spec in (*structural_specs(config, item.modality), *later):
         shape = build(spec).plan(shape)
-        stages.append(Stage(name=spec.strip(), count=shape.num_tokens))
+        stages.append(Stage(name=spec, count=shape.num_tokens))
     stages.append(Stage(name="prompt", count=item.block_length))
     return MediaEntry(name=item.name, modality=item.modality, facts=dict(item.facts), stages=stages)
 

@@ -166,11 +166,11 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         }[modality]
 
     def build_reducer(self, item: MediaItem) -> Reducer:
-        """The reducer of an item's request, with this model's trained weights."""
+        """What reduces an item's projected tokens, with this model's trained weights."""
         weights: dict[str, nn.Module] = {}
         if item.modality in self.token_scorers:
             weights["scorer"] = self.token_scorers[item.modality]
-        return build(item.reduction).bind(weights)
+        return build(item.reduction).part("after_projector").bind(weights)
 
     def add_token_scorer(self, modality: Modality, rates: tuple[float, float]) -> TokenScorer:
         """Give the model an untrained scorer for the reducer `learned`; one that exists is kept.

@@ -28,6 +28,7 @@ from encoders import (
 from encoders.audio.features import HOP_LENGTH, SAMPLING_RATE
 from omni.config import OmniConfig
 from omni.errors import ContextLengthError, RequestError
+from omni.frames import choose_frames
 from omni.inputs import LazyWindows, MediaItem, Modality, Window
 from omni.media import Audio, FramePlan, Image, Video
 from omni.prompt import MarkedMedium, Page, Track
@@ -137,7 +138,7 @@ class _Planner:
         """Tokens left of a grid of decoder tokens."""
         reducer = check_reduction(reduction, modality, self.config)
         try:
-            return reducer.num_tokens(TokenShape.full(modality, grid))
+            return reducer.part("after_projector").num_tokens(TokenShape.full(modality, grid))
         except ValueError as error:
             raise RequestError(f"Reduction {reduction!r} for {modality}: {error}") from error
 
@@ -243,13 +244,15 @@ class _Planner:
     # ------------------------------------------------------------ video
 
     def video(self, video: Video) -> PlannedMedium:
-        plan = video.plan(
+        reduction = self.reduction("video")
+        frame_reducer = check_reduction(reduction, "video", self.config).part("frames")
+        sampled = video.plan(
             fps=self.options.fps or self.settings.fps,
             num_frames=self.options.num_frames or self.settings.num_frames,
         )
+        plan = choose_frames(video, sampled, frame_reducer)
         grid = self.video_grid(video)
         pair, merge = self.config.tubelet_frames, self.config.merge_size
-        reduction = self.reduction("video")
         steps = -(-plan.num_frames // pair)
         tokens = self.count("video", (steps, grid[0] // merge, grid[1] // merge), reduction)
         group = max(self.settings.frames_per_window // pair, 1) * pair
@@ -271,7 +274,8 @@ class _Planner:
             "height": video.height,
             "duration_s": round(plan.duration_s, 3),
             "source_frames": video.num_frames,
-            "sampled_frames": plan.num_frames,
+            "sampled_frames": sampled.num_frames,
+            "kept_frames": plan.num_frames,
             "sound": self.sound(video),
         }
         spans = _frame_spans(plan)

@@ -4,7 +4,17 @@ import warnings
 
 from omni.config import OmniConfig
 from omni.errors import RequestError
-from token_reduction import Chain, Learned, Modality, Reducer, Tome, build
+from token_reduction import (
+    Chain,
+    Learned,
+    Modality,
+    Reducer,
+    TokenShape,
+    Tome,
+    Tubelet,
+    build,
+    parse,
+)
 
 
 class ReductionWarning(UserWarning):
@@ -28,21 +38,39 @@ def check_reduction(spec: str, modality: Modality, config: OmniConfig) -> Reduce
         The reducer, without trained weights: enough to plan.
 
     Raises:
-        RequestError: The spec is wrong, or needs a trained scorer that the checkpoint lacks.
+        RequestError: The spec is wrong, has a reducer that the weights fix, or needs a trained
+            scorer that the checkpoint lacks.
 
     Warns:
         ReductionWarning: The rate lies outside those the scorer was trained at.
     """
     try:
         reducer = build(spec)
+        if modality != "video":
+            reducer.part("frames").plan(TokenShape.full(modality, (1, 1, 1)))
     except ValueError as error:
         raise RequestError(f"Reduction {spec!r} for {modality}: {error}") from error
     if sum(isinstance(member, Tome) for member in members(reducer)) > 1:
         raise RequestError(f"Reduction {spec!r} for {modality} has tome twice; expected it once.")
-    for member in members(reducer):
+    for call, member in zip(parse(spec), map(build, spec.split("|")), strict=True):
+        if member.stage == "before_projector" or isinstance(member, Tubelet):
+            raise RequestError(
+                f"Reduction {spec!r} for {modality} has {call.name}, which belongs to the weights "
+                "of a checkpoint: the model does that itself, as its config says. Leave it out."
+            )
         if isinstance(member, Learned):
             _check_learned(member, spec, modality, config)
     return reducer
+
+
+def split_frames(spec: str) -> tuple[list[str], list[str]]:
+    """The reducers of a spec as written: those that choose frames, and those that come later."""
+    frames: list[str] = []
+    later: list[str] = []
+    for part in (part.strip() for part in spec.split("|")):
+        for member in members(build(part)):  # none in identity
+            (frames if member.stage == "frames" else later).append(part)
+    return frames, later
 
 
 def _check_learned(member: Learned, spec: str, modality: Modality, config: OmniConfig) -> None:
