@@ -22,9 +22,12 @@ from omni.reduction import members
 from token_reduction import ReductionStream, TokenLayout, Tome, build
 from token_reduction.matching import bipartite_match
 
-# Patches (or mel frames) of one tower pass: enough to keep the matrix units busy, little enough
-# that activations stay small. The released serving stack uses the same bound for video.
+# Patches (or mel frames) of one tower pass. On an accelerator: enough to keep the matrix units busy,
+# little enough that activations stay small; the released serving stack uses the same bound for
+# video. A processor is busy with one 30 s clip, and faster while its activations fit the caches
+# (measured: 1.8 times as fast with one clip as with eight, in 230 MB less).
 MAX_ROWS_PER_PASS = 32_768
+MAX_ROWS_PER_CPU_PASS = 4_096
 # Tubelets of a video whose layout is made at a time; the result does not depend on it.
 LAYOUT_TUBELETS = 32
 
@@ -60,7 +63,8 @@ def encode_media(
     times.reduce_s = [0.0] * len(items)
     streams: dict[int, ReductionStream] = {}
 
-    for batch in _batches(items, times):
+    bound = MAX_ROWS_PER_CPU_PASS if model.device.type == "cpu" else MAX_ROWS_PER_PASS
+    for batch in _batches(items, times, bound):
         start = time.perf_counter()
         projected = _run_tower(model, items, batch)
         share = (time.perf_counter() - start) / sum(len(w.rows) for _, w in batch)
@@ -112,7 +116,9 @@ def source_layout(model: Any, item: MediaItem, *, with_cues: bool = False) -> To
     return TokenLayout.join(parts)
 
 
-def _batches(items: Sequence[MediaItem], times: StageTimes) -> Iterator[list[tuple[int, Window]]]:
+def _batches(
+    items: Sequence[MediaItem], times: StageTimes, max_rows: int
+) -> Iterator[list[tuple[int, Window]]]:
     """Windows cut into tower passes; kinds, video grids and clip lengths never mix."""
     batch: list[tuple[int, Window]] = []
     batch_key: tuple[Any, ...] = ()
@@ -124,7 +130,7 @@ def _batches(items: Sequence[MediaItem], times: StageTimes) -> Iterator[list[tup
         for window in item.windows:
             times.decode_s[index] += time.perf_counter() - start
             key = _batch_key(item, window)
-            if batch and (key != batch_key or rows + len(window.rows) > MAX_ROWS_PER_PASS):
+            if batch and (key != batch_key or rows + len(window.rows) > max_rows):
                 yield batch
                 batch, rows = [], 0
             batch.append((index, window))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omni import encoding
 from omni.inputs import collate, pack
 from omni.planning import MediaOptions
 from tests.support import tiny_omni
@@ -67,6 +68,16 @@ def test_packed_samples_have_the_gradients_of_separate_ones(model, samples):
     assert together.keys() >= apart.keys()
     for name, gradient in apart.items():
         torch.testing.assert_close(together[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_embeddings_do_not_depend_on_how_many_windows_share_a_pass(model, samples, monkeypatch):
+    media = [item for sample in samples + samples for item in sample.media]
+    with torch.no_grad():
+        together = model.encode(media)
+        monkeypatch.setattr(encoding, "MAX_ROWS_PER_CPU_PASS", 1)
+        alone = model.encode(media)
+    for (a, _), (b, _) in zip(alone, together, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_reach_only_the_tokens_that_reduction_kept(model, samples):
