@@ -3,6 +3,8 @@
 Order comes from the Mamba layers, so the layer has no rotary or learned positions.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -11,6 +13,50 @@ from transformers import NemotronHConfig
 
 from omni.backbone.cache import KeyValueState
 from omni.backbone.layers import ResidualLinear
+
+
+MAX_MASK_SIZE = 2**22
+"""Most entries of a mask that exist at once. PyTorch makes floats of them: 16 MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """Which keys each query of one forward call may see, made a few queries at a time.
+
+    For a long past the whole of it, queries x keys, would be larger than the keys themselves.
+    """
+
+    seq: int
+    """New positions: the queries."""
+    past: int
+    """Positions in the cache; the keys are these and the new ones."""
+    key_mask: Bool[Tensor, "batch keys"] | None
+    """Which keys are real; None when all are."""
+    segment_ids: Int[Tensor, "batch seq"] | None
+    """Packed sequences, numbered by `number_runs`; only without a past."""
+
+    @property
+    def queries_at_once(self) -> int:
+        """How many queries to take at a time so that their mask stays below `MAX_MASK_SIZE`."""
+        keys = self.key_mask if self.key_mask is not None else self.segment_ids
+        batch = 1 if keys is None else keys.shape[0]
+        return max(MAX_MASK_SIZE // (batch * (self.past + self.seq)), 1)
+
+    def rows(
+        self, start: int, stop: int, device: torch.device
+    ) -> Bool[Tensor, "rows 1 queries keys"]:
+        """Return the mask of the queries from `start` to `stop`, up to the last key they see."""
+        keys = torch.arange(self.past + stop, device=device)
+        itself = keys[self.past + start :, None]
+        visible = (keys <= itself)[None, None]
+        if self.segment_ids is not None:
+            segments = self.segment_ids[:, None, :stop].to(device)
+            visible = visible & (segments[:, :, start:, None] == segments[:, :, None])
+        if self.key_mask is not None:
+            # A padded query still sees itself: a row without any key would become NaN.
+            real = self.key_mask[:, None, None, : len(keys)].to(device)
+            visible = visible & (real | (keys == itself))
+        return visible
 
 
 class Attention(nn.Module):
@@ -30,14 +76,14 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden_states: Float[Tensor, "batch seq hidden"],
-        mask: Bool[Tensor, "rows 1 seq keys"] | None = None,
+        mask: Mask | None = None,
         state: KeyValueState | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
         """Attend from each position to itself and what came before.
 
         Args:
             hidden_states: Input.
-            mask: True where a query may see a key, from `causal_mask`. None: plain causal.
+            mask: Which keys a query may see, from `causal_mask`. None: plain causal.
             state: Keys and values of earlier positions; the new ones are added to it.
         """
         q, k, v = (
@@ -46,16 +92,38 @@ class Attention(nn.Module):
         )  # (batch, heads, seq, head_dim)
         if state is not None:
             k, v = state.append(k, v)
-        output = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and q.shape[2] > 1,
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
+        output = self._attend(q, k, v, mask)
         return self.o_proj(output.transpose(1, 2).flatten(2))
+
+    def _attend(
+        self,
+        q: Float[Tensor, "batch heads seq head_dim"],
+        k: Float[Tensor, "batch kv_heads keys head_dim"],
+        v: Float[Tensor, "batch kv_heads keys head_dim"],
+        mask: Mask | None,
+    ) -> Float[Tensor, "batch heads seq head_dim"]:
+        """Run PyTorch's attention; with a mask a few queries at a time, over the keys they see."""
+        dropout = self.dropout if self.training else 0.0
+        has_groups = k.shape[1] != q.shape[1]
+        if mask is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, enable_gqa=has_groups
+            )
+        outputs = []
+        for start in range(0, q.shape[2], step := mask.queries_at_once):
+            visible = mask.rows(start, min(start + step, q.shape[2]), q.device)
+            keys = visible.shape[-1]
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, start : start + step],
+                    k[:, :, :keys],
+                    v[:, :, :keys],
+                    attn_mask=visible,
+                    dropout_p=dropout,
+                    enable_gqa=has_groups,
+                )
+            )
+        return torch.cat(outputs, dim=2)
 
 
 def causal_mask(
@@ -64,25 +132,15 @@ def causal_mask(
     *,
     key_mask: Bool[Tensor, "batch keys"] | None,
     segment_ids: Int[Tensor, "batch seq"] | None,
-    device: torch.device,
-) -> Bool[Tensor, "rows 1 seq keys"] | None:
-    """Build the mask of one forward call, or None where plain causal attention is meant.
+) -> Mask | None:
+    """Return the mask of one forward call, or None where plain causal attention is meant.
 
     Args:
         seq: New positions.
         past: Positions in the cache.
         key_mask: Which of the `past + seq` positions are real; None when all are.
         segment_ids: Packed sequences, numbered by `number_runs`; only without a past.
-        device: Where to build it.
     """
     if key_mask is None and segment_ids is None and (past == 0 or seq == 1):
         return None
-    keys = past + seq
-    visible = torch.ones(seq, keys, dtype=torch.bool, device=device).tril(past)[None, None]
-    if segment_ids is not None:
-        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-    if key_mask is not None:
-        # A padded query still sees itself: a row without any key would become NaN.
-        itself = torch.ones(seq, keys, dtype=torch.bool, device=device).tril(past).triu(past)
-        visible = visible & (key_mask[:, None, None, :] | itself)
-    return visible
+    return Mask(seq=seq, past=past, key_mask=key_mask, segment_ids=segment_ids)

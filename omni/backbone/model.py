@@ -16,8 +16,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from omni.backbone.attention import Attention, causal_mask
-from omni.backbone.cache import HybridCache, KeyValueState, LayerState, MambaState
+from omni.backbone.attention import Attention, Mask, causal_mask
+from omni.backbone.cache import MIN_CAPACITY, HybridCache, KeyValueState, LayerState, MambaState
 from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
@@ -115,7 +115,7 @@ class HybridBlock(GradientCheckpointingLayer):
         hidden_states: Float[Tensor, "batch seq hidden"],
         *,
         mask: Bool[Tensor, "batch seq"] | None = None,
-        attention_mask: Bool[Tensor, "rows 1 seq keys"] | None = None,
+        attention_mask: Mask | None = None,
         segment_ids: Int[Tensor, "batch seq"] | None = None,
         state: LayerState = None,
     ) -> Float[Tensor, "batch seq hidden"]:
@@ -207,9 +207,9 @@ class HybridModel(HybridPreTrainedModel):
         """Replace the embedding table."""
         self.embeddings = value
 
-    def new_cache(self) -> HybridCache:
-        """Return an empty cache for this model."""
-        return HybridCache(self.config.layer_types)
+    def new_cache(self, capacity: int = MIN_CAPACITY) -> HybridCache:
+        """Return an empty cache for this model; see `HybridCache`."""
+        return HybridCache(self.config.layer_types, capacity)
 
     def forward(
         self,
@@ -259,7 +259,6 @@ class HybridModel(HybridPreTrainedModel):
                 past,
                 key_mask=cache.key_mask if cache is not None else None,
                 segment_ids=segments,
-                device=hidden.device,
             )
 
             collected = []
@@ -319,9 +318,9 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def new_cache(self) -> HybridCache:
-        """Return an empty cache for this model."""
-        return self.model.new_cache()
+    def new_cache(self, capacity: int = MIN_CAPACITY) -> HybridCache:
+        """Return an empty cache for this model; see `HybridCache`."""
+        return self.model.new_cache(capacity)
 
     def forward(
         self,
