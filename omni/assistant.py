@@ -216,7 +216,7 @@ class Assistant:
             padding_side="left",
         )
         readers = [_TextReader(self.processor, bool(options.get("thinking"))) for _ in prepared]
-        prompt = prefill(self.model, batch)
+        prompt = prefill(self.model, batch, answer_tokens=prepared[0][1].max_new_tokens)
         for step in generate(self.model, prompt, prepared[0][1], self.vocabulary):
             for row, token in step:
                 readers[row].add(token)
@@ -290,7 +290,12 @@ class _Run:
         """Run the model; yield visible text as it comes."""
         assistant = self.assistant
         begin = time.perf_counter()
-        self.prompt = prefill(assistant.model, self.inputs, times=self.times)
+        self.prompt = prefill(
+            assistant.model,
+            self.inputs,
+            times=self.times,
+            answer_tokens=self.generation.max_new_tokens,
+        )
         self.marks["prefill"] = time.perf_counter() - begin
         begin = time.perf_counter()
         steps = generate(assistant.model, self.prompt, self.generation, assistant.vocabulary)

@@ -23,7 +23,7 @@ def fuse(
 
     1. Check that every placeholder belongs to exactly one block.
     2. Lay each block again: labels, delimiters and kept placeholders, same length as planned.
-    3. Embed the ids, then overwrite the placeholders' embeddings with the media's.
+    3. Embed the text's ids and put them and the media's embeddings into one tensor.
 
     Args:
         input_ids: Prompt ids with placeholders.
@@ -41,8 +41,7 @@ def fuse(
     """
     _check_blocks(input_ids, media, placeholder_ids, attention_mask)
     ids = input_ids.clone()
-    rows: list[Tensor] = []
-    columns: list[Tensor] = []
+    places: list[tuple[int, Tensor]] = []
     for item, (features, layout) in zip(media, encoded, strict=True):
         block, offsets = item.lay(layout.tokens_per_step)
         if len(offsets) != features.shape[0]:
@@ -52,13 +51,16 @@ def fuse(
                 "layout of the same length."
             )
         ids[item.row, item.start : item.start + len(block)] = torch.tensor(block).to(ids)
-        columns.append(torch.tensor(offsets, device=ids.device) + item.start)
-        rows.append(torch.full_like(columns[-1], item.row))
-    embeddings = embed(ids)
-    if media:
-        features = torch.cat([features for features, _ in encoded]).to(embeddings)
-        place = (torch.cat(rows), torch.cat(columns))
-        embeddings = embeddings.index_put(place, features)
+        places.append((item.row, torch.tensor(offsets, device=ids.device) + item.start))
+    is_text = torch.ones_like(ids, dtype=torch.bool)
+    for place in places:
+        is_text[place] = False
+    text = embed(ids[is_text])
+    # Filled in place, with gradients all the same: an hour of sound is not copied once more.
+    embeddings = text.new_empty(*ids.shape, text.shape[-1])
+    embeddings[is_text] = text
+    for place, (features, _) in zip(places, encoded, strict=True):
+        embeddings[place] = features.to(text)
     return embeddings, ids
 
 

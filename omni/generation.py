@@ -19,10 +19,11 @@ from torch import Tensor
 from omni.encoding import StageTimes
 from omni.errors import RequestError
 from omni.inputs import OmniInputs
+from omni.memory import release_heap
 from token_reduction import TokenLayout
 
-# Positions of one prefill pass. It bounds activations and the attention mask (chunk x prompt), so
-# that an hour of audio needs little more memory than a minute.
+# Positions of one prefill pass. It bounds activations, so that an hour of audio needs little more
+# memory than a minute.
 PREFILL_CHUNK = 512
 
 
@@ -102,7 +103,12 @@ class Prefilled:
 
 @torch.no_grad()
 def prefill(
-    model: Any, inputs: OmniInputs, *, times: StageTimes | None = None, chunk: int = PREFILL_CHUNK
+    model: Any,
+    inputs: OmniInputs,
+    *,
+    times: StageTimes | None = None,
+    chunk: int = PREFILL_CHUNK,
+    answer_tokens: int = 0,
 ) -> Prefilled:
     """Read a batch of prompts, padded on the left.
 
@@ -111,6 +117,8 @@ def prefill(
         inputs: The prompts; every row must end with a real token.
         times: Filled with the seconds of each medium's stages.
         chunk: Positions run at a time; the result does not depend on it.
+        answer_tokens: Room to make in the cache for an answer. A longer one makes the cache grow,
+            which copies it.
 
     Returns:
         Scores of the first new token, and the cache.
@@ -124,8 +132,10 @@ def prefill(
     embeddings, _, layouts = model.embed(
         inputs.input_ids, inputs.media, inputs.attention_mask, times
     )
+    if embeddings.shape[1] > chunk:
+        release_heap()
     mask = None if bool(inputs.attention_mask.all()) else inputs.attention_mask
-    cache: Any = None
+    cache = model.new_cache(embeddings.shape[1] + answer_tokens)
     logits = embeddings.new_empty(0)
     for start in range(0, embeddings.shape[1], chunk):
         stop = start + chunk

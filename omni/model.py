@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from encoders import ParakeetTower, RadioTower, TokenMerging
+from omni.backbone.cache import HybridCache
 from omni.backbone.model import HybridForCausalLM
 from omni.checkpoint import materialise, read_config, resolve_checkpoint, save_checkpoint
 from omni.config import OmniConfig
@@ -243,6 +244,10 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             None if attention_mask is None else attention_mask.bool(),
         )
         return embeddings, ids, [layout for _, layout in encoded]
+
+    def new_cache(self, capacity: int) -> HybridCache | None:
+        """An empty cache with room for ``capacity`` positions; None where transformers makes it."""
+        return self.language_model.new_cache(capacity) if self.is_hybrid else None
 
     @property
     def placeholder_ids(self) -> list[int]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from omni.errors import RequestError
 
 MIN_CAPACITY = 64
-"""Positions of the first key buffer; each further one is twice as long, so copies are rare."""
+"""Positions of the first key buffer unless more are foretold; each further one is twice as long, so
+copies are rare."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class AppendLog:
     """A growing tensor (batch, ..., seq, ...) along `dim`, with room for more at its end."""
 
     dim: int
+    capacity: int = MIN_CAPACITY
+    """Room of the first buffer."""
     data: Tensor | None = None
     filled: list[int] = field(default_factory=lambda: [0])
     """How much of `data` anybody has written: shared by all logs on the same `data`."""
@@ -76,7 +79,7 @@ class AppendLog:
 
     def _reallocate(self, like: Tensor, needed: int) -> None:
         shape = list(like.shape)
-        shape[self.dim] = max(MIN_CAPACITY, 2 * self.length, needed)
+        shape[self.dim] = max(self.capacity, 2 * self.length, needed)
         data = like.new_empty(shape)
         if self.data is not None:
             data.narrow(self.dim, 0, self.length).copy_(self.view())
@@ -97,8 +100,15 @@ class AppendLog:
 class KeyValueState:
     """Keys and values of one attention layer, each (batch, kv_heads, seq, head_dim)."""
 
-    keys: AppendLog = field(default_factory=lambda: AppendLog(dim=2))
-    values: AppendLog = field(default_factory=lambda: AppendLog(dim=2))
+    keys: AppendLog
+    values: AppendLog
+
+    @classmethod
+    def with_room(cls, capacity: int) -> "KeyValueState":
+        """Return an empty state with room for `capacity` positions."""
+        return cls(
+            keys=AppendLog(dim=2, capacity=capacity), values=AppendLog(dim=2, capacity=capacity)
+        )
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values of new positions; return those of all positions."""
@@ -117,6 +127,16 @@ class KeyValueState:
 LayerState = MambaState | KeyValueState | None
 
 
+def _new_state(kind: str, capacity: int) -> LayerState:
+    """Return the empty state of a layer of the given type."""
+    match kind:
+        case "linear_attention":
+            return MambaState()
+        case "full_attention":
+            return KeyValueState.with_room(capacity)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
     """A point to which a `HybridCache` can return, any number of times."""
@@ -131,15 +151,14 @@ class HybridCache:
 
     Args:
         layer_types: Kind of each layer, as in `NemotronHConfig.layer_types`.
+        capacity: Positions to have room for at once, if it is known how many will come; with more
+            the buffers are copied to longer ones.
     """
 
     is_compileable = False  # read by transformers' `generate`
 
-    def __init__(self, layer_types: list[str]) -> None:
-        makers = {"linear_attention": MambaState, "full_attention": KeyValueState}
-        self.layers: list[LayerState] = [
-            makers[kind]() if kind in makers else None for kind in layer_types
-        ]
+    def __init__(self, layer_types: list[str], capacity: int = MIN_CAPACITY) -> None:
+        self.layers: list[LayerState] = [_new_state(kind, capacity) for kind in layer_types]
         self.length = 0
         self._key_mask: AppendLog | None = None
 

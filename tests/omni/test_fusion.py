@@ -29,6 +29,31 @@ def test_features_stand_at_their_placeholders_and_text_keeps_its_embedding():
     torch.testing.assert_close(embeddings[0, [0, 5]], EMBED(torch.tensor([40, 41])))
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_gradients_reach_the_features_and_the_text(is_frozen):
+    ids = torch.tensor([[40, 18, 18, 18, 18, 41], [42, 18, 18, 18, 18, 43]])
+    media = [(torch.randn(4, 4, requires_grad=True), encoded(4)[1]) for _ in range(2)]
+    found = []
+
+    def embed(ids):
+        # As PEFT's `enable_input_require_grads` does to a frozen table: a leaf with a gradient.
+        table = EMBED.weight.detach() if is_frozen else EMBED.weight
+        found.append(torch.nn.functional.embedding(ids, table))
+        if is_frozen:
+            found[0].requires_grad_()
+        return found[0]
+
+    embeddings, _ = fuse(ids, [item(), item(row=1)], media, embed, [18])
+    weights = torch.randn(2, 6, 4)
+    text = found[0] if is_frozen else EMBED.weight
+    grad_text, *grads = torch.autograd.grad(
+        (embeddings * weights).sum(), [text, *(features for features, _ in media)]
+    )
+    torch.testing.assert_close(torch.stack(grads), weights[:, 1:5])
+    expected = weights[:, [0, 5]].flatten(0, 1)
+    torch.testing.assert_close(grad_text if is_frozen else grad_text[40:44], expected)
+
+
 def test_a_block_keeps_its_length_whatever_reduction_leaves_in_each_step():
     video = item(num_tokens=4, separators=((22, 50, 21), (22, 51, 21)))
     for counts in ([4, 0, 0], [1, 2, 1], [0, 0, 4]):

@@ -85,6 +85,17 @@ def test_prefill_in_chunks_is_prefill_at_once(assistant, requests, chunk):
     )
 
 
+def test_an_answer_within_its_room_never_copies_the_cache(assistant, requests):
+    model = assistant.model
+    prompt = prefill(model, requests[0], answer_tokens=5)
+    logs = [log for state in prompt.cache.layers for log in (getattr(state, "keys", None),) if log]
+    before = [log.data.data_ptr() for log in logs]
+    options = GenerationOptions(max_new_tokens=5)
+    collect(generate(model, prompt, options, Vocabulary(stop=frozenset())), 1)
+    assert before
+    assert [log.data.data_ptr() for log in logs] == before
+
+
 def test_our_greedy_answer_is_that_of_transformers_generate(assistant, requests):
     model = assistant.model
     for sample in requests[:4]:

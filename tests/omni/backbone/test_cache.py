@@ -72,6 +72,23 @@ def test_appending_copies_the_past_rarely():
     assert len(buffers) <= 2 + (1000 // MIN_CAPACITY).bit_length()
 
 
+def test_a_cache_whose_length_was_foretold_never_copies_the_past(model):
+    ids = torch.randint(40, (2, 100))
+    cache, buffers = model.new_cache(capacity=100), set()
+    for part in ids.split(30, dim=1):
+        read(model, cache, part)
+        buffers.add(cache.layers[2].keys.data.data_ptr())
+        buffers.add(cache.layers[2].values.data.data_ptr())
+    assert len(buffers) == 2
+
+
+def test_a_cache_outgrows_what_was_foretold(model):
+    ids = torch.randint(40, (2, 9))
+    cache = model.new_cache(capacity=4)
+    steps = [read(model, cache, part) for part in ids.split(3, dim=1)]
+    torch.testing.assert_close(torch.cat(steps, 1), read(model, None, ids), rtol=1e-4, atol=1e-4)
+
+
 def test_selected_rows_continue_as_if_they_were_alone(model):
     ids = torch.randint(40, (3, 8))
     mask = torch.ones(3, 8, dtype=torch.bool)
