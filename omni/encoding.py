@@ -22,9 +22,9 @@ from omni.reduction import members
 from token_reduction import ReductionStream, TokenLayout, Tome, build
 from token_reduction.matching import bipartite_match
 
-# Patches (or mel frames) of one tower pass. On an accelerator: enough to keep the matrix units busy,
-# little enough that activations stay small; the released serving stack uses the same bound for
-# video. A processor is busy with one 30 s clip, and faster while its activations fit the caches
+# Patches (or mel frames) of one tower pass. On an accelerator: enough to keep the matrix units
+# busy, little enough that activations stay small; the released serving stack uses the same bound
+# for video. A CPU is busy with one 30 s clip, and faster while its activations fit the caches
 # (measured: 1.8 times as fast with one clip as with eight, in 230 MB less).
 MAX_ROWS_PER_PASS = 32_768
 MAX_ROWS_PER_CPU_PASS = 4_096

@@ -14,9 +14,11 @@ from transformers import NemotronHConfig
 from omni.backbone.cache import KeyValueState
 from omni.backbone.layers import ResidualLinear
 
-
-MAX_MASK_SIZE = 2**22
-"""Most entries of a mask that exist at once. PyTorch makes floats of them: 16 MiB."""
+# Most entries of a mask that exist at once. PyTorch makes floats of them, on a CPU 8 MiB. Small
+# pieces cost there an eighth of the attention of 45,000 keys (measured); an accelerator has the
+# memory and needs many queries to be busy.
+MAX_MASK_SIZE = 2**26
+MAX_CPU_MASK_SIZE = 2**21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +37,12 @@ class Mask:
     segment_ids: Int[Tensor, "batch seq"] | None
     """Packed sequences, numbered by `number_runs`; only without a past."""
 
-    @property
-    def queries_at_once(self) -> int:
-        """How many queries to take at a time so that their mask stays below `MAX_MASK_SIZE`."""
+    def queries_at_once(self, device: torch.device) -> int:
+        """How many queries to take at a time so that their mask is not too large."""
         keys = self.key_mask if self.key_mask is not None else self.segment_ids
         batch = 1 if keys is None else keys.shape[0]
-        return max(MAX_MASK_SIZE // (batch * (self.past + self.seq)), 1)
+        size = MAX_CPU_MASK_SIZE if device.type == "cpu" else MAX_MASK_SIZE
+        return max(size // (batch * (self.past + self.seq)), 1)
 
     def rows(
         self, start: int, stop: int, device: torch.device
@@ -110,7 +112,7 @@ class Attention(nn.Module):
                 q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, enable_gqa=has_groups
             )
         outputs = []
-        for start in range(0, q.shape[2], step := mask.queries_at_once):
+        for start in range(0, q.shape[2], step := mask.queries_at_once(q.device)):
             visible = mask.rows(start, min(start + step, q.shape[2]), q.device)
             keys = visible.shape[-1]
             outputs.append(
