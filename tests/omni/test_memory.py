@@ -1,5 +1,9 @@
 """What a model needs is counted exactly, and refused with both numbers when it is not there."""
 
+import ctypes
+import sys
+
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -13,6 +17,7 @@ from omni.memory import (
     check_memory,
     free_bytes,
     gib,
+    release_heap,
     required_bytes,
 )
 from tests.support.tiny_checkpoints import empty_model, tiny_fields, tiny_model, write_released
@@ -136,3 +141,16 @@ def test_a_group_over_its_limit_has_nothing_left(tmp_path):
 
 def test_sizes_are_written_in_gib():
     assert gib(66_000_000_000) == "61.47 GiB"
+
+
+def test_freed_memory_below_a_block_in_use_goes_back_to_the_system():
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        release_heap()  # does nothing, and says nothing
+        return
+    blocks = [torch.zeros(2**14) for _ in range(1024)]  # 64 KiB each, 64 MiB in all
+    last = blocks[-1]
+    blocks.clear()
+    before = psutil.Process().memory_info().rss
+    release_heap()
+    assert before - psutil.Process().memory_info().rss > 32 * 2**20
+    assert not last.any()
