@@ -25,6 +25,7 @@ from token_reduction import TokenLayout
 # Positions of one prefill pass. It bounds activations, so that an hour of audio needs little more
 # memory than a minute.
 PREFILL_CHUNK = 512
+CHUNKS_PER_RELEASE = 4  # chunks after which freed memory goes back to the system: milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +133,21 @@ def prefill(
     embeddings, _, layouts = model.embed(
         inputs.input_ids, inputs.media, inputs.attention_mask, times
     )
-    if embeddings.shape[1] > chunk:
-        release_heap()
     mask = None if bool(inputs.attention_mask.all()) else inputs.attention_mask
     cache = model.new_cache(embeddings.shape[1] + answer_tokens)
     logits = embeddings.new_empty(0)
-    for start in range(0, embeddings.shape[1], chunk):
-        stop = start + chunk
+    # Each piece is freed once it is read: what it leaves behind in the cache takes its place.
+    pieces = deque(piece.clone() for piece in embeddings.split(chunk, dim=1))
+    del embeddings
+    read = 0
+    while pieces:
+        if len(pieces) % CHUNKS_PER_RELEASE == 0:
+            release_heap()
+        piece = pieces.popleft()
+        read += piece.shape[1]
         out = model(
-            inputs_embeds=embeddings[:, start:stop],
-            attention_mask=None if mask is None else mask[:, :stop],
+            inputs_embeds=piece,
+            attention_mask=None if mask is None else mask[:, :read],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
