@@ -138,7 +138,8 @@ class _Planner:
         """Tokens left of a grid of decoder tokens."""
         reducer = check_reduction(reduction, modality, self.config)
         try:
-            return reducer.part("after_projector").num_tokens(TokenShape.full(modality, grid))
+            shape = reducer.part("tower").plan(TokenShape.full(modality, grid))
+            return reducer.part("after_projector").num_tokens(shape)
         except ValueError as error:
             raise RequestError(f"Reduction {reduction!r} for {modality}: {error}") from error
 
