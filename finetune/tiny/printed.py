@@ -5,12 +5,13 @@ Pictures are uint8 RGB arrays as a decoder would give them; no resizing happens 
 """
 
 import io
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from finetune.tiny.fonts import Fonts, load_font
 
@@ -147,12 +148,15 @@ def render_block(
     while baseline < height - 0.1 * pixels:
         x = float(rng.uniform(0, 0.6 * pixels))
         text = random_text(rng)
-        while x + font.getlength(text) < width:
-            text += " " + random_text(rng)
-        while text and x + font.getlength(text) > width:
-            text = text[:-1]
+        length = font.getlength(text)
+        while x + length < width:
+            more = " " + random_text(rng)
+            text, length = text + more, length + font.getlength(more)
+        # Advances one by one: kerning moves an edge by a pixel, and measuring prefixes is slow.
+        edges = [x, *(x + np.cumsum([_advance(font, character) for character in text]))]
+        fitting = int(np.searchsorted(edges, width, side="right")) - 1
+        text, edges = text[:fitting], edges[: fitting + 1]
         draw.text((x, baseline - ascent), text, font=font, fill=ink)
-        edges = [x + font.getlength(text[:i]) for i in range(len(text) + 1)]
         placed.append((text, edges, baseline))
         baseline += leading
     image = np.array(picture) if easy else damage(rng, picture)
@@ -206,6 +210,11 @@ def _plain(fonts: Fonts) -> Fonts:
         if name in fonts.families
     }
     return Fonts(families=plain or fonts.families)
+
+
+@lru_cache(maxsize=65_536)
+def _advance(font: ImageFont.FreeTypeFont, character: str) -> float:
+    return font.getlength(character)
 
 
 class _Style(NamedTuple):

@@ -73,6 +73,7 @@ class VisionTraining:
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
         num_workers: Processes that make batches; 0 makes them in the training process.
+        reads: The run starts from a tower that reads, so that few lines are easy.
     """
 
     steps: int
@@ -88,6 +89,7 @@ class VisionTraining:
     seed: int = 0
     bfloat16: bool = True
     num_workers: int = 1
+    reads: bool = False
 
     def schedule_at(self, step: int) -> float:
         """Return the share of the highest learning rates at a step counted from 0."""
@@ -160,7 +162,7 @@ def evaluate(
         bfloat16: As in training.
 
     Returns:
-        Accuracies by `task/target`, and `line/character_error` (edits per character).
+        Accuracies by `task/target`, and `task/character_error` (edits per character).
     """
     right: dict[str, float] = defaultdict(float)
     total: dict[str, float] = defaultdict(float)
@@ -172,10 +174,10 @@ def evaluate(
             if name == "reading":
                 texts = [spell(row) for row in score.argmax(-1).tolist()]
                 for text, truth in zip(texts, task.texts, strict=True):
-                    right["line/character_error"] += edit_distance(text, truth)
-                    total["line/character_error"] += len(truth)
-                    right["line/exact"] += text == truth
-                    total["line/exact"] += 1
+                    right[f"{task.name}/character_error"] += edit_distance(text, truth)
+                    total[f"{task.name}/character_error"] += len(truth)
+                    right[f"{task.name}/exact"] += text == truth
+                    total[f"{task.name}/exact"] += 1
                 continue
             # Places without text would hide how well characters are told apart.
             counted = target > 0 if name in ("symbol", "index", "cover") else target != IGNORE
@@ -196,7 +198,14 @@ def edit_distance(found: str, expected: str) -> int:
     return previous[-1]
 
 
-def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = False) -> None:
+def train(
+    data: Path,
+    out: Path,
+    settings: VisionTraining,
+    *,
+    resume: bool = False,
+    initial: Path | None = None,
+) -> None:
     """Train tower and heads, and leave the weights and their figures in a folder.
 
     Args:
@@ -204,11 +213,15 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
         out: Folder for weights, checkpoint and figures; made if missing.
         settings: Settings of the run.
         resume: Go on from the checkpoint in `out` if there is one.
+        initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     tower = build_tower(tower_config())
     heads = VisionHeads(tower.config.hidden_size)
+    if initial is not None:
+        tower.load_state_dict(load_file(initial / "vision_model.safetensors"))
+        heads.load_state_dict(load_file(initial / "heads.safetensors"))
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizers = build_optimizers(
         parameters, tower.encoder.parameters(), weight_decay=settings.weight_decay
@@ -225,7 +238,7 @@ def train(data: Path, out: Path, settings: VisionTraining, *, resume: bool = Fal
         logger.info("resumed at step %d", first_step)
 
     batches = DataLoader(
-        VisionBatches(data, settings.seed, settings.steps, settings.sizes),
+        VisionBatches(data, settings.seed, settings.steps, settings.sizes, reads=settings.reads),
         sampler=range(first_step, settings.steps),
         batch_size=None,
         collate_fn=_as_it_is,
@@ -309,11 +322,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    settings = VisionTraining(steps=arguments.steps, seed=arguments.seed)
-    train(arguments.data, arguments.out, settings, resume=arguments.resume)
+    settings = VisionTraining(
+        steps=arguments.steps, seed=arguments.seed, reads=arguments.initial is not None
+    )
+    train(
+        arguments.data,
+        arguments.out,
+        settings,
+        resume=arguments.resume,
+        initial=arguments.initial,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import io
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,7 @@ from finetune.tiny.printed import (
     render_easy_line,
     render_line,
 )
+from finetune.tiny.receipts import crops_by_grid, cut
 from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_tower import SUBCOLUMNS, Part
 
@@ -143,15 +144,13 @@ def lines(drawn: list[Line]) -> Task:
     """Make tower input from printed lines that share a grid, and targets for every patch."""
     part = _part([line.image for line in drawn])
     places = [_place_targets(line, part.grid) for line in drawn]
-    reading = np.zeros((len(drawn), MAX_CHARACTERS), dtype=np.int64)
-    for row, line in zip(reading, drawn, strict=True):
-        row[: len(line.text)] = symbols(line.text)
+    texts = tuple(line.text for line in drawn)
     targets = {
-        "reading": torch.from_numpy(reading),
+        "reading": _reading(texts),
         "symbol": torch.from_numpy(np.stack([symbol for symbol, _ in places])),
         "index": torch.from_numpy(np.stack([index for _, index in places])),
     }
-    return Task("line", part, targets, tuple(line.text for line in drawn))
+    return Task("line", part, targets, texts)
 
 
 def random_lines(rng: Generator, fonts: Fonts, count: int) -> Task:
@@ -178,9 +177,26 @@ def random_blocks(rng: Generator, fonts: Fonts, count: int, *, easy: bool) -> Ta
     return Task("block", part, {"symbol": torch.from_numpy(np.stack(places))})
 
 
-def easy_share(progress: float) -> float:
-    """Return the share of steps whose lines are easy, after a share `progress` of all steps."""
-    return float(np.clip((0.75 - progress) / 0.15, 0.1, 1.0))
+def receipt_crops(rng: Generator, data: Path, split: Split, count: int) -> Task:
+    """Cut `count` lines of one random grid out of real receipts, to be read."""
+    groups = list(crops_by_grid(data, split, MIN_PATCHES, MAX_PATCHES).items())
+    weights = np.asarray([len(crops) for _, crops in groups], dtype=np.float64)
+    grid, crops = groups[int(rng.choice(len(groups), p=weights / weights.sum()))]
+    chosen = [crops[int(rng.integers(len(crops)))] for _ in range(count)]
+    pictures = [cut(crop, rng if split == "train" else None) for crop in chosen]
+    rows = [resize_and_patchify(torch.from_numpy(picture)[None], grid) for picture in pictures]
+    texts = tuple(crop.text for crop in chosen)
+    return Task("receipt", Part(torch.stack(rows), grid), {"reading": _reading(texts)}, texts)
+
+
+def easy_share(progress: float, *, reads: bool) -> float:
+    """Return the share of steps whose lines are easy.
+
+    Args:
+        progress: Share of all steps that is done.
+        reads: Whether the run started from a tower that reads.
+    """
+    return 0.05 if reads else float(np.clip((0.75 - progress) / 0.15, 0.1, 1.0))
 
 
 def random_stills(rng: Generator, count: int) -> Task:
@@ -231,7 +247,8 @@ class BatchSizes(NamedTuple):
 
     photo: int = 5
     line: int = 30
-    block: int = 28
+    receipt: int = 12
+    block: int = 20
     digit: int = 6
     clip: int = 5
     still: int = 2
@@ -240,9 +257,14 @@ class BatchSizes(NamedTuple):
 class VisionBatches(Dataset[list[Task]]):
     """Training batches by step number; item `step` is the same whenever it is asked for."""
 
-    def __init__(self, data: Path, seed: int, num_steps: int, sizes: BatchSizes) -> None:
+    def __init__(
+        self, data: Path, seed: int, num_steps: int, sizes: BatchSizes, *, reads: bool = False
+    ) -> None:
         self.data, self.seed, self.num_steps, self.sizes = data, seed, num_steps, sizes
+        self.reads = reads
         cifar_arrays(data, "train")  # decoded once, before worker processes are forked
+        if sizes.receipt:
+            crops_by_grid(data, "train", MIN_PATCHES, MAX_PATCHES)
 
     def __len__(self) -> int:
         return self.num_steps
@@ -254,7 +276,7 @@ class VisionBatches(Dataset[list[Task]]):
         photo = photos(np.stack([augment_photo(rng, pictures[i]) for i in chosen]), labels[chosen])
         pictures, labels = mnist_arrays(self.data, "train")
         chosen = rng.integers(len(labels), size=self.sizes.digit)
-        easy = rng.random() < easy_share(step / self.num_steps)
+        easy = rng.random() < easy_share(step / self.num_steps, reads=self.reads)
         fonts = find_fonts("train")
         draw_lines = easy_lines if easy else random_lines
         return [
@@ -264,6 +286,11 @@ class VisionBatches(Dataset[list[Task]]):
             digits([augment_digit(rng, pictures[i]) for i in chosen], labels[chosen]),
             random_tubelets(rng, self.sizes.clip),
             random_stills(rng, self.sizes.still),
+            *(
+                [receipt_crops(rng, self.data, "train", self.sizes.receipt)]
+                if self.sizes.receipt
+                else []
+            ),
         ]
 
 
@@ -286,6 +313,8 @@ def validation_tasks(data: Path, real: int, drawn: int, seed: int = 1) -> list[T
     for chunk in _chunks(order):
         plain = [np.repeat(pictures[i][..., None], 3, axis=-1) for i in chunk]
         tasks.append(digits(plain, labels[chunk]))
+    if (data / "sroie").exists():
+        tasks += [receipt_crops(rng, data, "validation", 16) for _ in range(max(1, drawn // 16))]
     for make in _drawn_validation():
         tasks += [make(rng) for _ in range(max(1, drawn // 16))]
     return tasks
@@ -326,6 +355,14 @@ def _part(pictures: list[np.ndarray]) -> Part:
             [resize_and_patchify(torch.from_numpy(picture)[None], grid) for picture in pictures]
         )
     return Part(rows.unflatten(0, (len(pictures), -1)), grid)
+
+
+def _reading(texts: Sequence[str]) -> Int64[Tensor, "items 12"]:
+    """Symbol numbers of each text, 0 after its end."""
+    reading = torch.zeros(len(texts), MAX_CHARACTERS, dtype=torch.int64)
+    for row, text in zip(reading, texts, strict=True):
+        row[: len(text)] = torch.tensor(symbols(text))
+    return reading
 
 
 def _place_targets(line: Line, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

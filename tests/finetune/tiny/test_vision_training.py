@@ -38,7 +38,7 @@ from finetune.tiny.vision_data import (
 )
 from finetune.tiny.vision_tower import Part, VisionHeads, build_tower, encode, fold, tower_config
 
-SMALL = BatchSizes(photo=2, line=2, block=1, digit=2, clip=2, still=1)
+SMALL = BatchSizes(photo=2, line=2, receipt=0, block=1, digit=2, clip=2, still=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
