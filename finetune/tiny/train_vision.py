@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -52,6 +52,8 @@ LOSS_WEIGHTS = {
 }
 # Most places of a line picture show no text; at full weight they would drown the characters.
 NOTHING_WEIGHTS = {"reading": 0.3, "symbol": 0.15, "index": 0.15, "cover": 0.15}
+
+CONTINUED_RATE = 0.35  # of the learning rates, in a run that starts from trained weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,15 @@ class VisionTraining:
     bfloat16: bool = True
     num_workers: int = 1
     reads: bool = False
+
+    def continued(self) -> "VisionTraining":
+        """Return the settings of a run that starts from trained weights."""
+        return replace(
+            self,
+            reads=True,
+            learning_rate=CONTINUED_RATE * self.learning_rate,
+            muon_learning_rate=CONTINUED_RATE * self.muon_learning_rate,
+        )
 
     def schedule_at(self, step: int) -> float:
         """Return the share of the highest learning rates at a step counted from 0."""
@@ -326,9 +337,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    settings = VisionTraining(
-        steps=arguments.steps, seed=arguments.seed, reads=arguments.initial is not None
-    )
+    plain = VisionTraining(steps=arguments.steps, seed=arguments.seed)
+    # The full rates wipe out in a hundred steps what a trained tower knows.
+    settings = plain if arguments.initial is None else plain.continued()
     train(
         arguments.data,
         arguments.out,
