@@ -14,6 +14,7 @@ from encoders.audio.features import (
     subsampled_length,
 )
 from encoders.audio.parakeet import ParakeetTower, deterministic_config, init_small_audio_tower
+from encoders.vision.attention import watch_class_attention
 from encoders.vision.merging import TokenMerging, merge_counts
 from encoders.vision.preprocessing import (
     choose_image_grid,
@@ -56,4 +57,5 @@ __all__ = [
     "tile_image",
     "token_energy",
     "unpatchify",
+    "watch_class_attention",
 ]

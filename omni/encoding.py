@@ -8,7 +8,8 @@ what is left of it.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import TokenMerging
+from encoders import TokenMerging, watch_class_attention
 from omni.inputs import MediaItem, Window
 from omni.reduction import members
-from token_reduction import ReductionStream, TokenLayout, Tome, build
+from token_reduction import Reducer, ReductionStream, TokenLayout, Tome, build
 from token_reduction.matching import bipartite_match
 
 # Patches (or mel frames) of one tower pass. On an accelerator: enough to keep the matrix units
@@ -61,21 +62,23 @@ def encode_media(
     times = times if times is not None else StageTimes()
     times.decode_s, times.encode_s = [0.0] * len(items), [0.0] * len(items)
     times.reduce_s = [0.0] * len(items)
-    streams: dict[int, ReductionStream] = {}
+    streams: dict[int, ReductionStream | _Attended] = {}
 
     bound = MAX_ROWS_PER_CPU_PASS if model.device.type == "cpu" else MAX_ROWS_PER_PASS
     for batch in _batches(items, times, bound):
         start = time.perf_counter()
-        projected = _run_tower(model, items, batch)
+        projected, attention = _run_tower(model, items, batch)
         share = (time.perf_counter() - start) / sum(len(w.rows) for _, w in batch)
-        for (index, window), tokens in zip(batch, projected, strict=True):
+        for n, (index, window) in enumerate(batch):
             times.encode_s[index] += share * len(window.rows)
             start = time.perf_counter()
             if index not in streams:
-                reducer = model.build_reducer(items[index])
-                layout = source_layout(model, items[index], with_cues=bool(reducer.cues))
-                streams[index] = reducer.stream(layout)
-            streams[index].push(tokens)
+                streams[index] = _open_stream(model, items[index])
+            stream = streams[index]
+            if isinstance(stream, _Attended):
+                stream.push(projected[n], attention[n])
+            else:
+                stream.push(projected[n])
             times.reduce_s[index] += time.perf_counter() - start
 
     results = []
@@ -86,18 +89,55 @@ def encode_media(
     return results
 
 
-def source_layout(model: Any, item: MediaItem, *, with_cues: bool = False) -> TokenLayout:
+class _Attended:
+    """Rows and how much the tower looks at them; a layout can be made when all are there."""
+
+    def __init__(self, model: Any, item: MediaItem, reducer: Reducer) -> None:
+        self.model, self.item, self.reducer = model, item, reducer
+        self.tokens: list[Tensor] = []
+        self.attention: list[Tensor] = []
+
+    def push(self, tokens: Tensor, attention: Tensor) -> None:
+        """Keep the tokens of a window and the attention to its patches."""
+        self.tokens.append(tokens)
+        self.attention.append(attention.cpu())
+
+    def finish(self) -> tuple[Tensor, TokenLayout]:
+        """Reduce all windows at once."""
+        steps, height, width = self.item.grid
+        received = torch.cat(self.attention).unflatten(0, (-1, height * width))
+        # The frames of a tubelet are looked at together; a lone last one has a tubelet of its own.
+        frames = self.model.tubelet.num_frames if self.item.modality == "video" else 1
+        cells = received.repeat_interleave(frames, dim=0)[:steps].flatten()
+        cues = {**_own_cues(self.item, self.reducer), "attention": cells}
+        return self.reducer(torch.cat(self.tokens), source_layout(self.model, self.item, cues))
+
+
+def _open_stream(model: Any, item: MediaItem) -> ReductionStream | _Attended:
+    reducer = model.build_reducer(item)
+    if "attention" in reducer.cues:
+        return _Attended(model, item, reducer)
+    return reducer.stream(source_layout(model, item, _own_cues(item, reducer)))
+
+
+def _own_cues(item: MediaItem, reducer: Reducer) -> Mapping[str, Tensor]:
+    """What the medium itself can tell, measured only for a reducer that asks."""
+    return item.cues() if reducer.cues and item.cues is not None else {}
+
+
+def source_layout(
+    model: Any, item: MediaItem, cues: Mapping[str, Tensor] | None = None
+) -> TokenLayout:
     """Layout of an item's projected tokens: the source grid carried through the fixed reductions.
 
     Args:
         model: An ``OmniModel``.
         item: The medium.
-        with_cues: Also measure its cues, which may read the medium once more.
+        cues: Numbers about each source cell, by name.
 
     Returns:
         The layout after tubelets and pixel shuffle, with provenance in source cells.
     """
-    cues = (item.cues() if with_cues and item.cues is not None else None) or {}
     reducers = model.structural_reducers(item.modality)
     steps, height, width = item.grid
     # Some frames at a time: provenance is sorted on the way, which takes many times its own size.
@@ -107,7 +147,7 @@ def source_layout(model: Any, item: MediaItem, *, with_cues: bool = False) -> To
         stop = min(start + group, steps)
         spans = None if item.time_spans is None else item.time_spans[start:stop]
         here = slice(start * height * width, stop * height * width)
-        own = {name: values[here] for name, values in cues.items()}
+        own = {name: values[here] for name, values in (cues or {}).items()}
         layout = TokenLayout.full(item.modality, (stop - start, height, width), spans, own)
         placeholder = torch.empty(layout.shape.num_tokens, 0)
         for reducer in reducers:
@@ -150,17 +190,37 @@ def _batch_key(item: MediaItem, window: Window) -> tuple[Any, ...]:
 
 def _run_tower(
     model: Any, items: Sequence[MediaItem], batch: list[tuple[int, Window]]
-) -> list[Tensor]:
-    """One tower pass over windows of one kind; returns projected tokens window by window."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One tower pass over windows of one kind.
+
+    Returns:
+        Projected tokens window by window, and the attention to each patch likewise; of the latter
+        nothing where no item of the batch needs it.
+    """
     modality = items[batch[0][0]].modality
     if modality == "audio":
-        return _encode_audio(model, [window for _, window in batch])
+        return _encode_audio(model, [window for _, window in batch]), []
     grids = [items[index].grid for index, _ in batch]
     windows = [window.rows for _, window in batch]
     rate = merging_rate(items[batch[0][0]])
     merging = TokenMerging(match=bipartite_match, rate=rate) if rate else None
     encode = _encode_images if modality == "image" else _encode_videos
-    return encode(model, windows, grids, merging)
+    is_watched = any(needs_attention(items[index]) for index, _ in batch)
+    with watch_class_attention(model.vision_model) if is_watched else nullcontext([]) as seen:
+        projected = encode(model, windows, grids, merging)
+    if not is_watched:
+        return projected, []
+    per_patch = model.tubelet.num_frames if modality == "video" else 1
+    sizes = [
+        -(-len(rows) // (height * width * per_patch)) * height * width
+        for rows, (_, height, width) in zip(windows, grids, strict=True)
+    ]
+    return projected, list(torch.cat(seen).split(sizes))
+
+
+def needs_attention(item: MediaItem) -> bool:
+    """Whether an item's reduction asks what the tower looks at."""
+    return "attention" in build(item.reduction).part("after_projector").cues
 
 
 def merging_rate(item: MediaItem) -> float:

@@ -50,6 +50,16 @@ def check_reduction(spec: str, modality: Modality, config: OmniConfig) -> Reduce
             reducer.part("frames").plan(TokenShape.full(modality, (1, 1, 1)))
     except ValueError as error:
         raise RequestError(f"Reduction {spec!r} for {modality}: {error}") from error
+    if "attention" in reducer.cues and any(isinstance(m, Tome) for m in members(reducer)):
+        raise RequestError(
+            f"Reduction {spec!r} for {modality} merges patches inside the tower (tome) and asks "
+            "what the tower attends to; of merged patches that is not known. Use one of the two."
+        )
+    if "attention" in reducer.cues and not config.vision_config.num_cls_tokens:
+        raise RequestError(
+            f"Reduction {spec!r} for {modality} asks what the tower's class tokens attend to; this "
+            "checkpoint's tower has none. Choose prune_merge, which does without."
+        )
     if sum(isinstance(member, Tome) for member in members(reducer)) > 1:
         raise RequestError(f"Reduction {spec!r} for {modality} has tome twice; expected it once.")
     for call, member in zip(parse(spec), map(build, spec.split("|")), strict=True):

@@ -21,7 +21,7 @@ from token_reduction.learned import Learned, TokenScorer
 from token_reduction.matching import Match, bipartite_match
 from token_reduction.merge import Merge
 from token_reduction.pixel_shuffle import PixelShuffle
-from token_reduction.prune_merge import PruneMerge
+from token_reduction.prune_merge import ClsPruneMerge, PruneMerge
 from token_reduction.silence import Silence
 from token_reduction.spec import REDUCERS, ReducerCall, build, parse
 from token_reduction.stack import Stack
@@ -35,6 +35,7 @@ __all__ = [
     "AdjacentMerge",
     "AvgPool",
     "Chain",
+    "ClsPruneMerge",
     "DensityCluster",
     "DivPrune",
     "Evs",

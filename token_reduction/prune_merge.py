@@ -3,7 +3,7 @@
 After LLaVA-PruMerge (https://arxiv.org/abs/2403.15388) and VisionZip
 (https://arxiv.org/abs/2412.04467):
 
-    a[i]  importance of token i: the cue "attention", or without it
+    a[i]  importance of token i: the cue "attention" (cls_prune_merge), or (prune_merge)
           mean over j of softmax over i of (x[j] . x[i] / sqrt(D)),  rows of unit mean square
     kept  the K tokens with the largest a, ties to the earliest
     y[k] = sum a[i] x[i] / sum a[i]   over k and the tokens whose most similar kept token is k
@@ -26,8 +26,8 @@ LEAST = 1e-30
 class PruneMerge(MergePerPicture):
     """Keeps the most important tokens of every picture and merges the others into them.
 
-    Takes importance from the layout's cue `attention`. Without it, tokens that many others
-    resemble count as important, which is a weaker guess.
+    Important are tokens that many others resemble: a guess from the tokens alone, for towers
+    without a trained class token. `ClsPruneMerge` asks the tower.
 
     Args:
         rate: Fraction of tokens to remove, in [0, 1).
@@ -41,25 +41,62 @@ class PruneMerge(MergePerPicture):
     def group(
         self, rows: Float[Tensor, "pictures tokens dim"], num_kept: int, layout: TokenLayout
     ) -> Grouping:
-        """Rank, keep, let the others join the most similar kept token.
+        """Rank, keep, let the others join the most similar kept token."""
+        unit = unit_rows(rows)
+        importance = self.importance(unit, layout)
+        kept = largest_per_item(importance, num_kept)
+        return Grouping(kept, join_nearest(unit, kept), importance.clamp(min=LEAST))
+
+    def importance(
+        self, unit: Float[Tensor, "pictures tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "pictures tokens"]:
+        """How important each token is, 0 or more.
+
+        Args:
+            unit: Rows of length one.
+            layout: What they are.
+        """
+        return attention_received(unit)
+
+
+class ClsPruneMerge(PruneMerge):
+    """Keeps the tokens that the tower's class tokens look at and merges the others into them.
+
+    Needs the layout's cue `attention`, which the vision tower gives. It is worth as much as the
+    class tokens are: a tower whose class tokens were never trained knows no better than chance.
+
+    Args:
+        rate: Fraction of tokens to remove, in [0, 1).
+
+    Raises:
+        ValueError: If `rate` is outside its range.
+    """
+
+    name = "cls_prune_merge"
+    cues = ("attention",)
+
+    def importance(
+        self, unit: Float[Tensor, "pictures tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, "pictures tokens"]:
+        """The cue.
 
         Raises:
-            ValueError: If the cue `attention` has values below 0 or that are no numbers.
+            ValueError: If there is no cue `attention`, or it has values below 0 or that are no
+                numbers.
         """
-        pictures, tokens, _ = rows.shape
-        unit = unit_rows(rows)
         attention = layout.cues.get("attention")
         if attention is None:
-            importance = attention_received(unit)
-        elif bool((attention >= 0).all()):  # also refuses NaN
-            importance = attention.to(rows.device, torch.float32).view(pictures, tokens)
-        else:
+            raise ValueError(
+                f"Found cues {sorted(layout.cues)}; {self.name} needs 'attention', how much the "
+                "tower looks at each token. Hand it over in TokenLayout.full(..., cues=...), or "
+                "choose prune_merge, which does without."
+            )
+        if not bool((attention >= 0).all()):  # also refuses NaN
             raise ValueError(
                 f"Found values down to {attention.min():g} in the cue 'attention'; "
                 "expected probabilities. Apply the softmax before handing it over."
             )
-        kept = largest_per_item(importance, num_kept)
-        return Grouping(kept, join_nearest(unit, kept), importance.clamp(min=LEAST))
+        return attention.to(unit.device, torch.float32).view(unit.shape[:2])
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from token_reduction.keyframes import Keyframes
 from token_reduction.learned import Learned
 from token_reduction.merge import Merge
 from token_reduction.pixel_shuffle import PixelShuffle
-from token_reduction.prune_merge import PruneMerge
+from token_reduction.prune_merge import ClsPruneMerge, PruneMerge
 from token_reduction.silence import Silence
 from token_reduction.stack import Stack
 from token_reduction.temporal_merge import TemporalMerge
@@ -41,6 +41,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "avg_pool": AvgPool,
     "merge": Merge,
     "prune_merge": PruneMerge,
+    "cls_prune_merge": ClsPruneMerge,
     "divprune": DivPrune,
     "density_cluster": DensityCluster,
     "tome": Tome,

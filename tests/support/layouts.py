@@ -1,5 +1,6 @@
 """Media items for reducer tests: shapes to draw from, features to push through."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -25,7 +26,10 @@ def full_layout(shape: TokenShape) -> TokenLayout:
     """
     steps = shape.grid[0]
     spans = None if shape.modality == "image" else tuple((i / 2, i / 2 + 0.5) for i in range(steps))
-    cues = {"energy": loudness(steps)} if shape.modality == "audio" else {}
+    if shape.modality == "audio":
+        cues = {"energy": loudness(steps)}
+    else:
+        cues = {"attention": -0.1 / loudness(math.prod(shape.grid)).sub(1)}
     return TokenLayout.full(shape.modality, shape.grid, spans, cues)
 
 

@@ -33,6 +33,7 @@ single_specs: dict[str, st.SearchStrategy[str]] = {
     "avg_pool": st.integers(1, 4).map(lambda n: f"avg_pool({n})"),
     "merge": rates.map(lambda q: f"merge({q!r})"),
     "prune_merge": rates.map(lambda q: f"prune_merge({q!r})"),
+    "cls_prune_merge": rates.map(lambda q: f"cls_prune_merge({q!r})"),
     "divprune": rates.map(lambda q: f"divprune({q!r})"),
     "density_cluster": st.builds(
         lambda q, k: f"density_cluster({q!r}, num_neighbors={k})", rates, st.integers(1, 9)

@@ -17,14 +17,22 @@ from tests.support.layouts import (
     rates,
     videos,
 )
-from token_reduction import DensityCluster, Merge, PruneMerge, TokenLayout, TokenShape, build
+from token_reduction import (
+    ClsPruneMerge,
+    DensityCluster,
+    Merge,
+    PruneMerge,
+    TokenLayout,
+    TokenShape,
+    build,
+)
 from token_reduction.base import count_kept
 from token_reduction.prune_merge import attention_received
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 99)
 
-MERGERS = ["merge", "prune_merge", "density_cluster"]
+MERGERS = ["merge", "prune_merge", "cls_prune_merge", "density_cluster"]
 
 
 def cosine(left: Tensor, right: Tensor) -> float:
@@ -94,13 +102,13 @@ def test_merge_equals_the_slow_reference(
 
 @few
 @given(images, rates, seeds, st.booleans())
-def test_prune_merge_with_attention_equals_the_slow_reference(
+def test_cls_prune_merge_equals_the_slow_reference(
     shape: TokenShape, rate: float, seed: int, ties: bool
 ) -> None:
     rows = features_for(shape, seed=seed)
     attention = features_for(shape, dim=1, seed=seed, ties=ties)[:, 0].abs()
     layout = TokenLayout.full("image", shape.grid, cues={"attention": attention})
-    reduced, merged = PruneMerge(rate)(rows, layout)
+    reduced, merged = ClsPruneMerge(rate)(rows, layout)
     order = sorted(range(len(rows)), key=lambda i: (-float(attention[i]), i))
     expected = slow_join(rows, sorted(order[: count_kept(len(rows), rate)]))
     assert groups_of(merged) == expected
@@ -130,7 +138,7 @@ def test_prune_merge_without_attention_keeps_what_receives_most(
     rows = features_for(shape, seed=seed)
     received = attention_received(torch.nn.functional.normalize(rows, dim=1)[None])[0]
     cue = TokenLayout.full("image", shape.grid, cues={"attention": received})
-    with_cue, layout_with_cue = PruneMerge(rate)(rows, cue)
+    with_cue, layout_with_cue = ClsPruneMerge(rate)(rows, cue)
     without, layout_without = PruneMerge(rate)(rows, full_layout(shape))
     assert torch.equal(with_cue, without)
     assert groups_of(layout_with_cue) == groups_of(layout_without)
@@ -232,7 +240,7 @@ def test_a_pruned_video_is_refused_and_a_pruned_image_is_not(name: str) -> None:
 def test_attention_that_is_no_probability_is_refused(bad: float) -> None:
     layout = TokenLayout.full("image", (1, 1, 2), cues={"attention": torch.tensor([bad, 1.0])})
     with pytest.raises(ValueError, match=f"Found values down to {bad:g} in the cue 'attention'"):
-        PruneMerge(0.5)(torch.ones(2, 3), layout)
+        ClsPruneMerge(0.5)(torch.ones(2, 3), layout)
 
 
 def test_density_needs_a_neighbor() -> None:
