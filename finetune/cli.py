@@ -35,6 +35,31 @@ CasesOption = Annotated[int, typer.Option("--limit", min=2, help="Most cases a t
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.jsonl and a picture a task.")
 ]
+ConversationsArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help='JSON Lines of {"messages": [...]} with answers.')
+]
+ScorerOutOption = Annotated[Path, typer.Option("--out", help="Folder for the new checkpoint.")]
+BaseOption = Annotated[
+    str | None, typer.Option(help="Checkpoint to start from [default: embedded omni-tiny]")
+]
+ModalitiesOption = Annotated[
+    list[str],
+    typer.Option("--modality", help="Whose tokens: image, video or audio; may be repeated."),
+]
+RatesOption = Annotated[
+    tuple[float, float], typer.Option(help="Lowest and highest rate that is drawn for a sample.")
+]
+StepsOption = Annotated[int, typer.Option("--max-steps", min=1, help="Optimiser steps.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Conversations in a step.")]
+LearningRateOption = Annotated[float, typer.Option(help="Higher learns faster, less steadily.")]
+ProjectorOption = Annotated[
+    float, typer.Option(help="Train the projectors too, at this learning rate; 0 leaves them.")
+]
+DistillationOption = Annotated[
+    float, typer.Option(help="Weight of agreeing with the unreduced model; costs a second pass.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of order, rates and noise.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")]
 DATA = Path("../shared/data")
 SPECS = ("evs(0.75)", "merge(0.75)", "prune_merge(0.75)", "divprune(0.75)", "adjacent_merge(0.75)")
 
@@ -49,6 +74,65 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure what a choice costs and what it saves.")
     bench.command("reduce")(bench_reduce)
     app.add_typer(bench, name="bench")
+    finetune = typer.Typer(no_args_is_help=True, help="Adapt a model to your own data.")
+    finetune.command("scorer")(train_scorer)
+    finetune.callback()(lambda: None)  # keeps the verb while it is the only one
+    app.add_typer(finetune, name="finetune")
+
+
+def train_scorer(
+    data: ConversationsArgument,
+    out: ScorerOutOption,
+    modality: ModalitiesOption,
+    base: BaseOption = None,
+    rates: RatesOption = (0.0, 0.85),
+    max_steps: StepsOption = 500,
+    batch_size: BatchOption = 16,
+    learning_rate: LearningRateOption = 3e-3,
+    projector_learning_rate: ProjectorOption = 0.0,
+    distillation: DistillationOption = 0.0,
+    seed: SeedOption = 0,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the scorers of the reducer `learned` on conversations with media."""
+    from finetune.scorer import ScorerTraining, read_conversations, train_scorers
+    from omni.assistant import Assistant
+
+    settings = ScorerTraining(
+        steps=max_steps,
+        modalities=tuple(modality),  # type: ignore[arg-type]  # checked there
+        rates=rates,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        projector_learning_rate=projector_learning_rate,
+        distillation=distillation,
+        seed=seed,
+    )
+    conversations = read_conversations(data)
+    assistant = Assistant.from_pretrained(base)
+    losses: list[float] = []
+    with Console(stderr=True).status("training") as status:
+
+        def report(step: int, loss: float) -> None:
+            losses.append(loss)
+            recent = sum(losses[-20:]) / len(losses[-20:])
+            status.update(f"step {step} of {max_steps}, loss {recent:.3f}")
+
+        train_scorers(
+            assistant.model,
+            assistant.processor,
+            conversations,
+            settings,
+            out=out,
+            resume=resume,
+            report=report,
+        )
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "steps": max_steps, "losses": losses}))
+        return
+    low, high = rates
+    typer.echo(f"{out}: scorers for {', '.join(modality)}, rates {low:g} to {high:g}")
 
 
 def evaluate(

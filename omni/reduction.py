@@ -89,7 +89,7 @@ def _check_learned(member: Learned, spec: str, modality: Modality, config: OmniC
         have = ", ".join(config.token_scorers) or "none"
         raise RequestError(
             f"Reduction {spec!r} for {modality} needs a trained scorer; this checkpoint has them "
-            f"for: {have}. Train one (finetune.scorer), or choose a reducer without training."
+            f"for: {have}. Train one (omni finetune scorer), or choose a reducer without training."
         )
     low, high = trained
     if not low <= member.rate <= high:

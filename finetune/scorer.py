@@ -1,0 +1,395 @@
+r"""Train the scorers of the reducer `learned` through the answers; the rest of the model is frozen.
+
+    loss = (1 - w) * NLL(answer | reduced media) + w * T^2 * KL(p_full || p_reduced)
+
+over the tokens of the answers. Each sample is reduced at a rate of its own, drawn from a range, so
+that one scorer serves all of them; the range is saved with the checkpoint. p_full is what the same
+model says of the unreduced media (self-distillation as in DynamicViT, arXiv 2106.02034; softened by
+a temperature T, arXiv 1503.02531).
+
+Everything that a step does follows from its number, the seed and the weights: a run that was
+stopped and goes on ends with the weights of one that was not.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omni.config import MODALITIES
+from omni.errors import CheckpointError, RequestError
+from omni.inputs import IGNORE_INDEX, Modality, OmniInputs, collate
+from omni.model import OmniModel
+from omni.planning import MediaOptions
+from omni.processor import OmniProcessor
+from omni.prompt import Message
+
+STATE_FILE = "scorer_training.pt"
+# Parts of the model that may be trained beside the scorers.
+PROJECTORS = ("multi_modal_projector", "embed_audio")
+
+Conversations = Sequence[Sequence[Message]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerTraining:
+    """How to train.
+
+    Attributes:
+        steps: Optimiser steps.
+        modalities: Whose scorers are trained; media of others are left as they are.
+        rates: Lowest and highest rate that is drawn.
+        batch_size: Conversations in a step.
+        learning_rate: Of the scorers, by AdamW; rises linearly over `warmup_steps`, falls along a
+            half cosine.
+        projector_learning_rate: Of the projectors, with the same schedule; 0 leaves them frozen.
+        distillation: Weight w of the KL term, from 0 to 1; anything above 0 runs the model once
+            more for each step, without reduction.
+        temperature: T of the KL term.
+        warmup_steps: Steps until the learning rate is reached.
+        max_grad_norm: Gradients are clipped to this norm.
+        save_every: Steps between two savings of the state.
+        seed: Seed of the order of samples, of rates, and of the scorers' noise.
+
+    Raises:
+        RequestError: If a value is outside its range.
+    """
+
+    steps: int
+    modalities: tuple[Modality, ...]
+    rates: tuple[float, float] = (0.0, 0.85)
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    projector_learning_rate: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+    warmup_steps: int = 20
+    max_grad_norm: float = 1.0
+    save_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.rates
+        wrong = {
+            "steps": self.steps < 1,
+            "modalities": not self.modalities or not set(self.modalities) <= set(MODALITIES),
+            "rates": not 0 <= low <= high < 1,
+            "batch_size": self.batch_size < 1,
+            "distillation": not 0 <= self.distillation <= 1,
+            "temperature": not self.temperature > 0,
+            "save_every": self.save_every < 1,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise RequestError(
+                    f"{name} is {getattr(self, name)!r}; expected {_EXPECTED[name]}."
+                )
+
+    def schedule_at(self, step: int) -> float:
+        """Return the share of the learning rates at a step."""
+        warm = min((step + 1) / max(self.warmup_steps, 1), 1.0)
+        return warm * (0.5 + 0.5 * math.cos(math.pi * step / self.steps))
+
+    def rate_of(self, number: int) -> float:
+        """Return the rate at which the sample of a running number is reduced."""
+        drawn = np.random.default_rng([self.seed, 1, number]).uniform(*self.rates)
+        return min(max(round(float(drawn), 4), self.rates[0]), self.rates[1])
+
+
+_EXPECTED = {
+    "steps": "at least 1",
+    "modalities": "at least one of image, video, audio",
+    "rates": "the lowest and the highest rate, at least 0 and below 1, such as (0.0, 0.85)",
+    "batch_size": "at least 1",
+    "distillation": "a weight from 0 to 1",
+    "temperature": "a number above 0",
+    "save_every": "at least 1",
+}
+
+
+def train_scorers(
+    model: OmniModel,
+    processor: OmniProcessor,
+    conversations: Conversations,
+    settings: ScorerTraining,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train the scorers of a model in place; those it lacks are added.
+
+    1. Draw samples and their rates; build prompts with labels.
+    2. Run the model on the reduced media, and for distillation on all of their tokens.
+    3. Step the scorers (and the projectors, if they have a learning rate).
+
+    Args:
+        model: What to train; left in eval mode.
+        processor: Of the same checkpoint.
+        conversations: Chat messages that end with an answer; each has media of at least one of the
+            modalities. May be made when asked for; the same index must give the same conversation.
+        settings: How.
+        out: Folder for the state of the run and, at the end, the whole checkpoint; None saves
+            nothing.
+        resume: Go on from the state in `out`, if there is one.
+        report: Called after each step with the steps that are done and the loss.
+
+    Raises:
+        RequestError: No conversations, one without media of the modalities, or a modality that
+            none of them has.
+        CheckpointError: The state in `out` is of a run with other settings.
+    """
+    if not len(conversations):
+        raise RequestError("Expected at least one conversation to train on, found none.")
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        for modality in settings.modalities:
+            model.add_token_scorer(modality, settings.rates)
+    with _only_trained(model, settings) as trained:
+        optimizer = torch.optim.AdamW(_groups(trained), weight_decay=0.0)
+        first_step = 0
+        if resume and out is not None and (out / STATE_FILE).is_file():
+            first_step = _restore(out / STATE_FILE, trained, optimizer, settings)
+        for step in range(first_step, settings.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.schedule_at(step) * _rate_of_group(group["name"], settings)
+            with torch.random.fork_rng():
+                torch.manual_seed(_seed_of(settings, step))
+                loss = _loss(model, processor, conversations, settings, step)
+                optimizer.zero_grad()
+                loss.backward()
+            nn.utils.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            done = step + 1
+            if done * settings.batch_size >= len(conversations) or done == settings.steps:
+                _check_all_met(trained, optimizer)
+            if out is not None and (done % settings.save_every == 0 or done == settings.steps):
+                _save_state(out, trained, optimizer, settings, done)
+            report(done, loss.item())
+    if out is not None:
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
+
+
+def read_conversations(path: Path) -> list[list[dict[str, Any]]]:
+    """Read chat messages from a JSON Lines file, one conversation `{"messages": [...]}` a line.
+
+    Args:
+        path: Paths of media in it are relative to its folder.
+
+    Raises:
+        RequestError: No such file, or a line that is no conversation.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file; expected JSON Lines of conversations.")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            messages = json.loads(line)["messages"]
+            found.append([_located(message, path.parent) for message in messages])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(
+                f'{path}, line {number}: found {line[:60]!r}; expected {{"messages": [...]}} with '
+                f"a role and content in each ({type(error).__name__}: {error})."
+            ) from error
+    return found
+
+
+def _located(message: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A message whose media paths hold from anywhere."""
+    if isinstance(message["content"], str):
+        return message
+    parts = []
+    for part in message["content"]:
+        kind = part["type"]
+        source = part.get(kind)
+        if kind != "text" and isinstance(source, str) and "://" not in source:
+            part = {**part, kind: str(folder / source)}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+# ---- one step ----
+
+
+def _loss(
+    model: OmniModel,
+    processor: OmniProcessor,
+    conversations: Conversations,
+    settings: ScorerTraining,
+    step: int,
+) -> Float[Tensor, ""]:
+    first = step * settings.batch_size
+    numbers = range(first, first + settings.batch_size)
+    samples = [conversations[i] for i in _indices(numbers, len(conversations), settings.seed)]
+    rates = [settings.rate_of(number) for number in numbers]
+    reduced = _batch(processor, samples, [f"learned({rate})" for rate in rates], settings)
+    logits = _answer_logits(model, reduced)
+    assert reduced.labels is not None
+    targets = reduced.labels[:, 1:][reduced.labels[:, 1:] != IGNORE_INDEX].to(logits.device)
+    loss = F.cross_entropy(logits, targets)
+    if not settings.distillation:
+        return loss
+    full = _batch(processor, samples, ["identity"] * len(samples), settings)
+    with torch.no_grad():
+        taught = _answer_logits(model, full) / settings.temperature
+    divergence = F.kl_div(
+        F.log_softmax(logits / settings.temperature, dim=-1),
+        F.log_softmax(taught, dim=-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    weight = settings.distillation
+    return (1 - weight) * loss + weight * settings.temperature**2 * divergence
+
+
+def _batch(
+    processor: OmniProcessor,
+    samples: Conversations,
+    specs: Sequence[str],
+    settings: ScorerTraining,
+) -> OmniInputs:
+    rows = []
+    for messages, spec in zip(samples, specs, strict=True):
+        options = MediaOptions(reduction=dict.fromkeys(settings.modalities, spec))
+        row = processor(messages, options=options, with_labels=True)
+        if not any(item.modality in settings.modalities for item in row.media):
+            kinds = ", ".join(sorted({item.modality for item in row.media})) or "none"
+            raise RequestError(
+                f"A conversation has media of {kinds}; expected at least one of "
+                f"{', '.join(settings.modalities)}, whose scorer is trained. Leave it out."
+            )
+        rows.append(row)
+    return collate(rows, pad_token_id=processor.ids.pad, padding_side="right")
+
+
+def _answer_logits(model: OmniModel, inputs: OmniInputs) -> Float[Tensor, "targets vocab"]:
+    """Scores at the positions that predict a labelled token, row after row, in float32."""
+    assert inputs.labels is not None
+    placed = inputs.to(model.device)
+    logits = model(
+        input_ids=placed.input_ids, attention_mask=placed.attention_mask, media=placed.media
+    ).logits
+    is_target = inputs.labels[:, 1:] != IGNORE_INDEX
+    return logits[:, :-1][is_target.to(logits.device)].float()
+
+
+def _indices(numbers: range, count: int, seed: int) -> Iterator[int]:
+    """Conversations of running sample numbers: each pass over the data has an order of its own."""
+    orders: dict[int, np.ndarray] = {}
+    for number in numbers:
+        epoch, place = divmod(number, count)
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng([seed, 0, epoch]).permutation(count)
+        yield int(orders[epoch][place])
+
+
+def _seed_of(settings: ScorerTraining, step: int) -> int:
+    return int(np.random.default_rng([settings.seed, 2, step]).integers(2**63))
+
+
+# ---- what is trained ----
+
+
+@contextmanager
+def _only_trained(model: OmniModel, settings: ScorerTraining) -> Iterator[nn.ModuleDict]:
+    """Freeze all but what is trained; afterwards everything is as before, in eval mode."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    trained = nn.ModuleDict({m: model.token_scorers[m] for m in settings.modalities})
+    model.eval().requires_grad_(False)
+    trained.train()  # turns on the noise of the scorers
+    if settings.projector_learning_rate:
+        for name in PROJECTORS:
+            if getattr(model, name) is not None:
+                trained[name] = getattr(model, name)
+    trained.requires_grad_(True)
+    try:
+        yield trained
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+        model.eval()
+
+
+def _check_all_met(trained: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse to call a scorer trained that no medium ever reached.
+
+    Raises:
+        RequestError: If there is one.
+    """
+    for name, part in trained.items():
+        if name in MODALITIES and not any(p in optimizer.state for p in part.parameters()):
+            raise RequestError(
+                f"None of the conversations has media of {name}, so its scorer learned nothing. "
+                f"Leave {name} out of the modalities, or add such conversations."
+            )
+
+
+def _groups(trained: nn.ModuleDict) -> list[dict[str, Any]]:
+    return [{"params": list(part.parameters()), "name": name} for name, part in trained.items()]
+
+
+def _rate_of_group(name: str, settings: ScorerTraining) -> float:
+    return settings.projector_learning_rate if name in PROJECTORS else settings.learning_rate
+
+
+# ---- the state of a run ----
+
+
+def _save_state(
+    out: Path,
+    trained: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    settings: ScorerTraining,
+    done: int,
+) -> None:
+    """Write the state beside the old one, then swap: a stop never leaves half a file."""
+    out.mkdir(parents=True, exist_ok=True)
+    state = {
+        "settings": _as_written(settings),
+        "step": done,
+        "trained": trained.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    partial = out / f"{STATE_FILE}.partial"
+    torch.save(state, partial)
+    partial.replace(out / STATE_FILE)
+
+
+def _restore(
+    path: Path,
+    trained: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    settings: ScorerTraining,
+) -> int:
+    """Load a state; returns the steps that are done."""
+    state: Mapping[str, Any] = torch.load(path, weights_only=True)
+    now = _as_written(settings)
+    for name, found in state["settings"].items():
+        if found != now[name]:
+            raise CheckpointError(
+                f"{path} is of a run with {name}={found}, but now {name}={now[name]}. Resume with "
+                "the same settings, or give another folder."
+            )
+    trained.load_state_dict(state["trained"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _as_written(settings: ScorerTraining) -> dict[str, Any]:
+    """The settings in types that a safe load gives back."""
+    values = asdict(settings)
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
