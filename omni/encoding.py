@@ -9,7 +9,6 @@ what is left of it.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,11 +204,10 @@ def _run_tower(
     rate = merging_rate(items[batch[0][0]])
     merging = TokenMerging(match=bipartite_match, rate=rate) if rate else None
     encode = _encode_images if modality == "image" else _encode_videos
-    is_watched = any(needs_attention(items[index]) for index, _ in batch)
-    with watch_class_attention(model.vision_model) if is_watched else nullcontext([]) as seen:
+    if not any(needs_attention(items[index]) for index, _ in batch):
+        return encode(model, windows, grids, merging), []
+    with watch_class_attention(model.vision_model) as seen:
         projected = encode(model, windows, grids, merging)
-    if not is_watched:
-        return projected, []
     per_patch = model.tubelet.num_frames if modality == "video" else 1
     sizes = [
         -(-len(rows) // (height * width * per_patch)) * height * width
