@@ -27,7 +27,13 @@ from encoders.vision.preprocessing import (
     unpatchify,
 )
 from encoders.vision.radio import RadioTower
-from encoders.vision.tiling import TiledImage, choose_tiling, num_tiling_tokens, tile_image
+from encoders.vision.tiling import (
+    TiledImage,
+    choose_tiling,
+    num_tiles,
+    num_tiling_tokens,
+    tile_image,
+)
 from encoders.vision.timm_tower import TimmTower
 
 __all__ = [
@@ -47,6 +53,7 @@ __all__ = [
     "merge_counts",
     "num_audio_tokens",
     "num_image_tokens",
+    "num_tiles",
     "num_tiling_tokens",
     "num_video_tokens",
     "patchify",

@@ -29,7 +29,7 @@ from omni.config import MODALITIES
 from omni.errors import CheckpointError, RequestError
 from omni.inputs import IGNORE_INDEX, Modality, OmniInputs, collate
 from omni.model import OmniModel
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 from omni.prompt import Message
 

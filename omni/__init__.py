@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from omni.ledger import Ledger
     from omni.media import MediaLimits, load_media
     from omni.model import OmniModel
-    from omni.planning import MediaOptions
+    from omni.options import MediaOptions
     from omni.processor import OmniProcessor
 
 try:
@@ -54,7 +54,7 @@ _HOMES = {
     "MediaLimits": "omni.media",
     "load_media": "omni.media",
     "OmniModel": "omni.model",
-    "MediaOptions": "omni.planning",
+    "MediaOptions": "omni.options",
     "OmniProcessor": "omni.processor",
 }
 

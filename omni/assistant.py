@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
+from omni.budget import parse_bytes
 from omni.checkpoint import resolve_checkpoint
 from omni.encoding import StageTimes, source_layout
-from omni.errors import ContextLengthError, RequestError
+from omni.errors import RequestError
 from omni.evidence import MediaEvidence, make_evidence
+from omni.footprint import Runtime
 from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
 from omni.inputs import OmniInputs, collate
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.model import OmniModel
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 from omni.prompt import Message
 from omni.report import Request, write_report
@@ -137,6 +139,7 @@ class Assistant:
         question: str,
         *media: Any,
         max_tokens: int | None = None,
+        max_memory: int | str | None = None,
         max_new_tokens: int = 256,
         **options: Any,
     ) -> Ledger:
@@ -145,37 +148,39 @@ class Assistant:
         Args:
             question: Plain text.
             media: As in `ask`.
-            max_tokens: Budget for prompt and answer together.
+            max_tokens: Budget for prompt and answer together; see `chat`.
+            max_memory: Budget for working memory; see `chat`.
             max_new_tokens: Room for the answer.
             options: Media options and ``thinking``, as in `chat`.
 
         Returns:
-            The ledger without times.
+            The ledger without times; its media say what was chosen, and what was asked if it
+            was lowered.
 
         Raises:
-            ContextLengthError: The request is over the budget; the message has the numbers.
+            ContextLengthError: The request does not fit; the message has the numbers.
         """
+        budget = {"max_tokens": max_tokens, "max_memory": max_memory}
         inputs, generation = self._prepare(
-            _as_messages(question, media),
-            {**options, "max_new_tokens": max_new_tokens},
-            max_tokens,
+            _as_messages(question, media), {**options, **budget, "max_new_tokens": max_new_tokens}
         )
         return self._ledger(inputs, generation.max_new_tokens)
 
     # ---------------------------------------------------------------- conversations
 
-    def chat(
-        self, messages: Sequence[Message], *, max_tokens: int | None = None, **options: Any
-    ) -> Reply:
+    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """Answer the last turn of a conversation.
+
+        With ``max_tokens`` (prompt and answer) or ``max_memory`` (bytes, or ``"8GB"``, of working
+        memory without the weights), rates, frames and resolution of all media are lowered together
+        until the request fits; `omni.budget` has the policy. The ledger says what was chosen.
 
         Args:
             messages: OpenAI or Hugging Face style turns with text and media parts.
-            max_tokens: Refuse a request that needs more tokens than this, answer included.
             options: ``MediaOptions`` (``reduction``, ``fps``, ``num_frames``, ``dpi``,
-                ``audio_in_video``), ``GenerationOptions`` (``max_new_tokens``, ``temperature``,
-                ``top_p``, ``top_k``, ``seed``, ``reasoning_budget``, ``reasoning_grace``), and
-                ``thinking``, ``tools``.
+                ``audio_in_video``, ``max_tokens``, ``max_memory``), ``GenerationOptions``
+                (``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``,
+                ``reasoning_budget``, ``reasoning_grace``), and ``thinking``, ``tools``.
 
         Returns:
             The answer with ledger and evidence.
@@ -183,33 +188,35 @@ class Assistant:
         Raises:
             OmniError: A medium cannot be used, an option is unknown, the request does not fit.
         """
-        run = _Run(self, messages, options, max_tokens)
+        run = _Run(self, messages, options)
         for _ in run.pieces():
             pass
         return run.reply()
 
-    def stream_chat(
-        self, messages: Sequence[Message], *, max_tokens: int | None = None, **options: Any
-    ) -> Iterator[str]:
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """Like `chat`, but yields the answer's text piece by piece.
 
         The request is checked when this is called; the model runs as pieces are taken.
         """
-        return _Run(self, messages, options, max_tokens).pieces()
+        return _Run(self, messages, options).pieces()
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[str]:
         """Answer several conversations in one batch; each as it would be alone.
 
         Args:
             conversations: One list of turns each.
-            options: As in `chat`; with sampling, row r uses ``seed + r``.
+            options: As in `chat`; with sampling, row r uses ``seed + r``. ``max_tokens`` holds for
+                each conversation, ``max_memory`` for all together, in equal shares.
 
         Returns:
             The answers' texts, in order.
         """
         if not conversations:
             return []
-        prepared = [self._prepare(messages, options, None) for messages in conversations]
+        if options.get("max_memory") is not None:
+            share = parse_bytes(options["max_memory"]) // len(conversations)
+            options = {**options, "max_memory": share}
+        prepared = [self._prepare(messages, options) for messages in conversations]
         batch = collate(
             [inputs for inputs, _ in prepared],
             pad_token_id=self.processor.ids.pad,
@@ -225,7 +232,7 @@ class Assistant:
     # ---------------------------------------------------------------- parts
 
     def _prepare(
-        self, messages: Sequence[Message], options: Mapping[str, Any], max_tokens: int | None
+        self, messages: Sequence[Message], options: Mapping[str, Any]
     ) -> tuple[OmniInputs, GenerationOptions]:
         """Sort options to where they belong and build the request."""
         rest = dict(options)
@@ -236,8 +243,8 @@ class Assistant:
         if rest:
             known = sorted({*MediaOptions.__slots__, *GenerationOptions.__slots__})
             raise TypeError(
-                f"Unknown option(s) {', '.join(map(repr, rest))}; expected thinking, tools, "
-                f"max_tokens or one of {', '.join(known)}."
+                f"Unknown option(s) {', '.join(map(repr, rest))}; expected thinking, tools or one "
+                f"of {', '.join(known)}."
             )
         inputs = self.processor(
             messages,
@@ -245,15 +252,8 @@ class Assistant:
             thinking=thinking,
             tools=tools,
             answer_tokens=generation.max_new_tokens,
+            runtime=Runtime.of(self.model),
         )
-        needed = inputs.num_tokens + generation.max_new_tokens
-        if max_tokens is not None and needed > max_tokens:
-            raise ContextLengthError(
-                f"The request needs {inputs.num_tokens} prompt tokens and room for "
-                f"{generation.max_new_tokens} of an answer, {needed} in all, but the budget is "
-                f"{max_tokens}. Lower fps, num_frames or max_new_tokens, or raise the reduction "
-                "rate."
-            )
         return inputs, generation
 
     def _ledger(self, inputs: OmniInputs, answer_tokens: int) -> Ledger:
@@ -262,7 +262,7 @@ class Assistant:
             inputs,
             context_tokens=self.processor.settings.max_model_len,
             answer_tokens=answer_tokens,
-            bytes_per_value=self.model.dtype.itemsize,
+            runtime=Runtime.of(self.model),
         )
 
 
@@ -274,13 +274,12 @@ class _Run:
         assistant: Assistant,
         messages: Sequence[Message],
         options: Mapping[str, Any],
-        max_tokens: int | None,
     ) -> None:
         self.assistant = assistant
         self.start = time.perf_counter()
         self.messages = messages
         self.options = options
-        self.inputs, self.generation = assistant._prepare(messages, options, max_tokens)
+        self.inputs, self.generation = assistant._prepare(messages, options)
         self.reader = _TextReader(assistant.processor, bool(options.get("thinking")))
         self.times = StageTimes()
         self.prompt: Prefilled | None = None

@@ -22,7 +22,6 @@ from omni.errors import OmniError, RequestError
 
 if TYPE_CHECKING:
     from omni.assistant import Assistant
-    from omni.ledger import Ledger
 
 app = typer.Typer(
     name="omni",
@@ -59,8 +58,19 @@ FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Most fra
 DpiOption = Annotated[int | None, typer.Option(help="Resolution at which pages are rendered.")]
 SoundOption = Annotated[bool, typer.Option("--sound", help="Listen to videos' sound tracks too.")]
 ThinkOption = Annotated[bool, typer.Option("--think", help="Let the model reason first.")]
-BudgetOption = Annotated[
-    int | None, typer.Option("--max-tokens", help="Refuse a request that needs more tokens.")
+TokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        help="Most tokens of prompt and answer; rates, frames and resolution are lowered to fit.",
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Most working memory, weights not counted, such as 8GB; lowered to fit likewise.",
+    ),
 ]
 AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 gives the same answer every time.")]
@@ -93,7 +103,8 @@ def ask(
     dpi: DpiOption = None,
     sound: SoundOption = False,
     think: ThinkOption = False,
-    max_tokens: BudgetOption = None,
+    max_tokens: TokensOption = None,
+    max_memory: MemoryOption = None,
     max_new_tokens: AnswerOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
@@ -110,6 +121,7 @@ def ask(
     options |= {
         "thinking": think,
         "max_tokens": max_tokens,
+        "max_memory": max_memory,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "seed": seed,
@@ -143,6 +155,8 @@ def chat(
     model: ModelOption = None,
     device: DeviceOption = None,
     think: ThinkOption = False,
+    max_tokens: TokensOption = None,
+    max_memory: MemoryOption = None,
     max_new_tokens: AnswerOption = 256,
 ) -> None:
     """Talk in the terminal; FILEs are part of the first question.
@@ -164,7 +178,11 @@ def chat(
         try:
             said = ""
             for piece in assistant.stream_chat(
-                [*messages, turn], thinking=think, max_new_tokens=max_new_tokens
+                [*messages, turn],
+                thinking=think,
+                max_tokens=max_tokens,
+                max_memory=max_memory,
+                max_new_tokens=max_new_tokens,
             ):
                 said += piece
                 typer.echo(piece, nl=False)
@@ -187,17 +205,22 @@ def plan(
     num_frames: FramesOption = None,
     dpi: DpiOption = None,
     sound: SoundOption = False,
-    max_tokens: BudgetOption = None,
+    max_tokens: TokensOption = None,
+    max_memory: MemoryOption = None,
     max_new_tokens: AnswerOption = 256,
     as_json: JsonOption = False,
 ) -> None:
-    """Count tokens and memory of a request without running the model."""
+    """Count tokens, FLOPs and memory of a request without running the model.
+
+    With a budget it shows what is lowered so that the request fits.
+    """
     assistant = _load(model, None)
     options = _options(reduce, fps, num_frames, dpi, sound)
     ledger = assistant.plan(
         question,
         *(files or []),
         max_tokens=max_tokens,
+        max_memory=max_memory,
         max_new_tokens=max_new_tokens,
         **options,
     )
@@ -206,7 +229,9 @@ def plan(
             {"ledger": ledger.to_dict(), "model": assistant.name, "version": omni.__version__}
         )
     else:
-        _print_ledger(ledger)
+        from omni.ledger_table import ledger_table
+
+        Console().print(ledger_table(ledger))
 
 
 @app.command()
@@ -291,21 +316,3 @@ def _read_line() -> str:
 
 def _print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
-
-
-def _print_ledger(ledger: "Ledger") -> None:
-    """One line a medium, then the totals."""
-    table = Table("medium", "kind", "stages", "prompt tokens")
-    for entry in ledger.media:
-        stages = " → ".join(f"{stage.name} {stage.count:,}" for stage in entry.stages[:-1])
-        name = entry.name.rsplit("/", 1)[-1]
-        table.add_row(name, entry.modality, stages, f"{entry.stages[-1].count:,}")
-    table.add_row("text", "", "", f"{ledger.text_tokens:,}")
-    table.add_row("[bold]prompt[/bold]", "", "", f"[bold]{ledger.prompt_tokens:,}[/bold]")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"room for the answer {ledger.answer_tokens:,} · context {ledger.context_tokens:,} · "
-        f"attention cache {ledger.kv_cache_bytes / 2**20:.1f} MiB · "
-        f"Mamba state {ledger.mamba_state_bytes / 2**20:.1f} MiB"
-    )

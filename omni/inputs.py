@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from omni.budget import BudgetReport
 from omni.errors import AlignmentError
 
 IGNORE_INDEX = -100  # label of a token that takes no part in the loss (PyTorch's default)
@@ -69,6 +70,9 @@ class MediaItem:
         cues: Measures numbers about each source cell, by name (``energy``); called only when the
             reducer wants them.
         unsampled: Seconds (start, end) of the source's frames that sampling left out.
+        chosen: Settings that it was planned with: grid, frames, dpi, reduction.
+        asked: Those of them that a budget lowered, as they were asked for.
+        window_rows: Rows of its largest window, for estimates of memory.
     """
 
     modality: Modality
@@ -85,6 +89,9 @@ class MediaItem:
     facts: Mapping[str, Any] = field(default_factory=dict)
     cues: Callable[[], Mapping[str, Tensor]] | None = None
     unsampled: tuple[tuple[float, float], ...] = ()
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    window_rows: int = 0
 
     @property
     def block_length(self) -> int:
@@ -131,6 +138,7 @@ class OmniInputs:
         labels: Targets, -100 where ignored; None at inference. The model shifts them.
         segment_ids: Which packed sample a token belongs to; None when a row is one sample.
         media: Items of all rows, in any order; each knows its row and column.
+        budget: How one request was made to fit; None without a budget, and in batches.
     """
 
     input_ids: Int[Tensor, "batch seq"]
@@ -138,6 +146,7 @@ class OmniInputs:
     labels: Int[Tensor, "batch seq"] | None = None
     segment_ids: Int[Tensor, "batch seq"] | None = None
     media: list[MediaItem] = field(default_factory=list)
+    budget: BudgetReport | None = None
 
     def keys(self) -> list[str]:
         """Names of the model arguments that are set, so that ``model(**inputs)`` works."""

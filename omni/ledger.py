@@ -3,13 +3,15 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from omni.budget import BudgetReport
 from omni.config import OmniConfig
 from omni.encoding import StageTimes
+from omni.flops import prefill_flops, tower_flops
+from omni.footprint import Runtime, footprint
 from omni.inputs import MediaItem, OmniInputs
 from omni.reduction import split_frames
-from token_reduction import TokenShape, build
-
-STATE_BYTES = 4  # the Mamba state is kept in float32
+from omni.steps import walk
+from token_reduction import TokenShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +30,27 @@ class MediaEntry:
         name: File name, page or track.
         modality: ``image``, ``video`` or ``audio``.
         facts: Pixels, seconds, frames of the source.
+        chosen: Settings that it was planned with: grid, frames, dpi, reduction.
+        asked: Those of them that a budget lowered, as they were asked for.
         stages: Counts in order; the last but one is what the decoder reads as placeholders, the
             last is the whole block with labels and delimiters between steps.
+        tower_flops: FLOPs of encoding and projecting it (`omni.flops`).
         seconds: Time in ``decode``, ``encode`` and ``reduce``; empty in a plan.
     """
 
     name: str
     modality: str
     facts: dict[str, Any]
+    chosen: dict[str, Any]
+    asked: dict[str, Any]
     stages: list[Stage]
+    tower_flops: int
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class Ledger:
-    """Tokens, bytes and seconds of one request.
+    """Tokens, FLOPs, bytes and seconds of one request.
 
     Attributes:
         media: One entry a medium.
@@ -50,8 +58,14 @@ class Ledger:
         prompt_tokens: All prompt tokens.
         answer_tokens: Tokens of the answer; in a plan, the room left for it.
         context_tokens: What the context holds.
+        tower_flops: FLOPs of the encoders and projectors over all media.
+        prefill_flops: FLOPs of the decoder over the prompt.
         kv_cache_bytes: Keys and values of prompt and answer.
         mamba_state_bytes: Recurrent states; they do not grow with the request.
+        embedding_bytes: Estimate: media tokens on their way to the decoder, prompt embeddings.
+        activation_bytes: Estimate: the widest of preparing a medium, a tower pass, a prefill chunk.
+        memory_bytes: All four together, the working memory of the request (`omni.footprint`).
+        budget: How the request was made to fit; None without a budget.
         seconds: Time in ``prepare``, ``prefill``, ``decode`` and in all; empty in a plan.
     """
 
@@ -60,8 +74,14 @@ class Ledger:
     prompt_tokens: int
     answer_tokens: int
     context_tokens: int
+    tower_flops: int
+    prefill_flops: int
     kv_cache_bytes: int
     mamba_state_bytes: int
+    embedding_bytes: int
+    activation_bytes: int
+    memory_bytes: int
+    budget: BudgetReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +95,7 @@ def make_ledger(
     *,
     context_tokens: int,
     answer_tokens: int,
-    bytes_per_value: int = 4,
+    runtime: Runtime | None = None,
 ) -> Ledger:
     """Count a request without running it.
 
@@ -84,79 +104,61 @@ def make_ledger(
         inputs: One request.
         context_tokens: What the context holds.
         answer_tokens: Room for the answer.
-        bytes_per_value: Width of the decoder's number format.
+        runtime: How the model is loaded; by default float32 on a CPU.
 
     Returns:
         A ledger without times.
     """
     prompt = inputs.num_tokens
     blocks = sum(item.block_length for item in inputs.media)
-    kv_bytes, state_bytes = cache_bytes(config, prompt + answer_tokens, bytes_per_value)
+    media = [_entry(config, item) for item in inputs.media]
+    needed = footprint(
+        config,
+        inputs.media,
+        prompt_tokens=prompt,
+        answer_tokens=answer_tokens,
+        runtime=runtime or Runtime(),
+    )
     return Ledger(
-        media=[_entry(config, item) for item in inputs.media],
+        media=media,
         text_tokens=prompt - blocks,
         prompt_tokens=prompt,
         answer_tokens=answer_tokens,
         context_tokens=context_tokens,
-        kv_cache_bytes=kv_bytes,
-        mamba_state_bytes=state_bytes,
+        tower_flops=sum(entry.tower_flops for entry in media),
+        prefill_flops=prefill_flops(config, prompt),
+        kv_cache_bytes=needed.kv_cache_bytes,
+        mamba_state_bytes=needed.mamba_state_bytes,
+        embedding_bytes=needed.embedding_bytes,
+        activation_bytes=needed.activation_bytes,
+        memory_bytes=needed.total_bytes,
+        budget=inputs.budget,
     )
-
-
-def cache_bytes(config: OmniConfig, num_tokens: int, bytes_per_value: int) -> tuple[int, int]:
-    """Bytes of the attention cache and of the Mamba states of one sequence.
-
-    Args:
-        config: The model's config; a decoder without Mamba layers has no states.
-        num_tokens: Prompt and answer.
-        bytes_per_value: Width of the decoder's number format.
-
-    Returns:
-        Both, in this order.
-    """
-    text = config.text_config
-    kinds = list(getattr(text, "layer_types", None) or [])
-    attention = kinds.count("full_attention") or (0 if kinds else text.num_hidden_layers)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv = attention * 2 * heads * head_dim * num_tokens * bytes_per_value
-    mamba = kinds.count("linear_attention")
-    if not mamba:
-        return kv, 0
-    inner = text.mamba_num_heads * text.mamba_head_dim
-    channels = inner + 2 * text.n_groups * text.ssm_state_size
-    state = inner * text.ssm_state_size * STATE_BYTES
-    window = channels * (text.conv_kernel - 1) * bytes_per_value
-    return kv, mamba * (state + window)
 
 
 def _entry(config: OmniConfig, item: MediaItem) -> MediaEntry:
     """Walk the same reductions that the model applies, by shape alone."""
-    shape = TokenShape.full(item.modality, item.grid)
-    at_frames, later = split_frames(item.reduction)
+    source = TokenShape.full(item.modality, item.grid)
     stages: list[Stage] = []
     if item.modality == "video":
+        at_frames, _ = split_frames(item.reduction)
         sampled = item.facts.get("sampled_frames", item.grid[0])
         stages += [Stage(name="frames", count=sampled)]
         stages += [Stage(name="|".join(at_frames), count=item.grid[0])] if at_frames else []
-    stages += [
-        Stage(name="tokens" if item.modality == "audio" else "patches", count=shape.num_tokens)
-    ]
-    for spec in (*structural_specs(config, item.modality), *later):
-        shape = build(spec).plan(shape)
-        stages.append(Stage(name=spec, count=shape.num_tokens))
+    unit = "tokens" if item.modality == "audio" else "patches"
+    stages += [Stage(name=unit, count=source.num_tokens)]
+    for step in walk(config, item.modality, item.grid, item.reduction):
+        stages.append(Stage(name=step.spec, count=step.shape.num_tokens))
     stages.append(Stage(name="prompt", count=item.block_length))
-    return MediaEntry(name=item.name, modality=item.modality, facts=dict(item.facts), stages=stages)
-
-
-def structural_specs(config: OmniConfig, modality: str) -> list[str]:
-    """Specs of the reductions that a model's weights are made for, in order."""
-    shuffle = f"pixel_shuffle({config.downsample_ratio})"
-    return {
-        "image": [shuffle],
-        "video": [f"tubelet({config.tubelet_frames})", shuffle],
-        "audio": [],
-    }[modality]
+    return MediaEntry(
+        name=item.name,
+        modality=item.modality,
+        facts=dict(item.facts),
+        chosen=dict(item.chosen),
+        asked=dict(item.asked),
+        stages=stages,
+        tower_flops=tower_flops(config, item),
+    )
 
 
 def add_times(ledger: Ledger, times: StageTimes) -> None:

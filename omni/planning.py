@@ -1,90 +1,56 @@
 """Plan each medium of a request: grid, frames, clips, and from these its token count.
 
 Nothing is decoded here that the gateway has not decoded already: windows are made lazily when the
-model encodes them, and the counts hold whatever the pixels and samples turn out to be.
+model encodes them, and the counts hold whatever the pixels and samples turn out to be. So a request
+can be planned again and again, on lower and lower rungs of a budget's ladder (`omni.budget`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import pairwise
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 from encoders import (
-    LogMel,
     choose_image_grid,
     choose_tiling,
     choose_video_grid,
-    resize_and_patchify,
+    num_tiles,
     share_image_budget,
     split_clips,
     subsampled_length,
-    tile_image,
-    token_energy,
 )
 from encoders.audio.features import HOP_LENGTH, SAMPLING_RATE
+from omni.budget import AS_ASKED, MIN_FRAMES, Rung, raise_rate
 from omni.config import OmniConfig
 from omni.errors import ContextLengthError, RequestError
 from omni.frames import choose_frames
-from omni.inputs import LazyWindows, MediaItem, Modality, Window
+from omni.inputs import MediaItem, Modality
+from omni.labels import frame_spans, label_times, tubelet_labels, unsampled_spans
 from omni.media import Audio, FramePlan, Image, Video
+from omni.options import MediaOptions
+from omni.planned import MakeWindows, PlannedMedium, make_item
 from omni.prompt import MarkedMedium, Page, Track
 from omni.reduction import check_reduction
 from omni.settings import ProcessorSettings
-from token_reduction import TokenShape
-
-MakeWindows = Callable[[], Iterator[Window]]
+from omni.steps import walk
+from omni.windows import Patcher, TiledPicture, clip_cues, clip_windows
+from token_reduction import build
 
 TOKEN_SECONDS = 0.08  # one audio token: 8 mel frames of 10 ms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaOptions:
-    """What one request wants done with its media; None means the checkpoint's default.
+class _Sampled(NamedTuple):
+    """What follows from the frames that are sampled of a video, and from those kept of them."""
 
-    Attributes:
-        fps: Frames sampled per second of video.
-        num_frames: Most frames of one video.
-        dpi: Dots per inch at which pages are rendered.
-        audio_in_video: Listen to a video's sound track too.
-        reduction: Spec string per modality, such as ``{"video": "evs(0.7)"}``.
-    """
-
-    fps: float | None = None
-    num_frames: int | None = None
-    dpi: int | None = None
-    audio_in_video: bool = False
-    reduction: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for modality in self.reduction:
-            if modality not in ("image", "video", "audio"):
-                raise RequestError(
-                    f"Reduction was given for {modality!r}; expected image, video or audio."
-                )
+    num_sampled: int
+    plan: FramePlan
+    spans: tuple[tuple[float, float], ...]
+    unsampled: tuple[tuple[float, float], ...]
+    labels: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedMedium:
-    """One marker's worth: its items, the text before it, and the labels between its steps."""
-
-    items: list[MediaItem]
-    lead_in: str = ""
-    step_labels: tuple[str, ...] = ()
-
-
-def plan_media(
-    media: Sequence[MarkedMedium],
-    config: OmniConfig,
-    settings: ProcessorSettings,
-    options: MediaOptions,
-    *,
-    max_tokens: int,
-) -> list[PlannedMedium]:
-    """Plan every medium of a request.
+class MediaPlanner:
+    """Plans the media of one request, on any rung of a budget's ladder.
 
     Args:
         media: In prompt order.
@@ -93,75 +59,107 @@ def plan_media(
         options: Wishes of the request.
         max_tokens: What the text leaves of the context; images share it.
 
-    Returns:
-        One plan a medium, in the same order.
-
     Raises:
-        ContextLengthError: The images do not fit even at their smallest size.
-        RequestError: A reducer spec is wrong for its modality.
+        ContextLengthError: The images do not fit even at their smallest size, and there is no
+            budget by which to reduce them.
+        RequestError: A reducer spec is wrong, or the checkpoint cannot run it.
     """
-    planner = _Planner(config, settings, options)
-    pictures = [medium for medium in media if isinstance(medium, Image | Page)]
-    budgets = iter(planner.image_budgets(pictures, max_tokens))
-    planned = []
-    for medium in media:
-        if isinstance(medium, Image | Page):
-            planned.append(planner.image(medium, next(budgets)))
-        elif isinstance(medium, Video):
-            planned.append(planner.video(medium))
-        elif isinstance(medium, Track):
-            planned.append(planner.audio(medium.audio, medium.name))
-        else:
-            planned.append(planner.audio(medium, medium.name))
-    return planned
-
-
-class _Planner:
-    """The settings that all media of a request share."""
 
     def __init__(
-        self, config: OmniConfig, settings: ProcessorSettings, options: MediaOptions
+        self,
+        media: Sequence[MarkedMedium],
+        config: OmniConfig,
+        settings: ProcessorSettings,
+        options: MediaOptions,
+        *,
+        max_tokens: int,
     ) -> None:
+        self.media = media
         self.config = config
         self.settings = settings
         self.options = options
+        self.max_tokens = max_tokens
+        self.patcher = Patcher(config)
         self.patch = config.vision_config.patch_size
         self.dpi = options.dpi or settings.document_dpi
         self.tile_size = config.force_image_size or 512  # pixels, for models that tile
+        pictures = [medium for medium in media if isinstance(medium, Image | Page)]
+        self.sizes = [self.size(picture) for picture in pictures]
+        self.most_patches = self.image_budgets(max_tokens)
+        self.kinds = {_modality(medium) for medium in media}
+        for kind in self.kinds:
+            check_reduction(self.reduction(kind, AS_ASKED), kind, config)
+        # What of a rung bears on these media and is not set by the request.
+        self.reduces = any(kind not in options.reduction for kind in self.kinds)
+        self.samples = "video" in self.kinds and options.fps is None and options.num_frames is None
+        self.resizes = any(self.can_resize(picture) for picture in pictures)
+        # Few rungs of a ladder differ in all of these.
+        self.planned = cache(self._plan)
+        self.sampled = cache(self._sample)
+        self.heard = cache(self._hear)
 
-    def reduction(self, modality: Modality) -> str:
-        return self.options.reduction.get(modality) or self.config.reduction.get(
-            modality, "identity"
+    def plan(self, rung: Rung = AS_ASKED) -> list[PlannedMedium]:
+        """Plan every medium, in prompt order; the same list where a rung changes nothing.
+
+        Raises:
+            RequestError: A reducer spec is wrong for its modality.
+        """
+        relevant = Rung(
+            rate=rung.rate if self.reduces else 0.0,
+            frames=rung.frames if self.samples else 1.0,
+            patches=rung.patches if self.resizes else 1.0,
         )
+        return self.planned(relevant)
+
+    def _plan(self, rung: Rung) -> list[PlannedMedium]:
+        pictures = iter(zip(self.sizes, self.most_patches, strict=True))
+        planned = []
+        for medium in self.media:
+            if isinstance(medium, Image | Page):
+                planned.append(self.image(medium, *next(pictures), rung))
+            elif isinstance(medium, Video):
+                planned.append(self.video(medium, rung))
+            elif isinstance(medium, Track):
+                planned.append(self.audio(medium.audio, medium.name, rung))
+            else:
+                planned.append(self.audio(medium, medium.name, rung))
+        return planned
+
+    @property
+    def fixed(self) -> list[str]:
+        """What the request set itself for media that it has, as it is written."""
+        options = self.options
+        found = [
+            f"{name}={getattr(options, name)}"
+            for name in ("fps", "num_frames")
+            if "video" in self.kinds and getattr(options, name) is not None
+        ]
+        if options.dpi is not None and any(isinstance(medium, Page) for medium in self.media):
+            found.append(f"dpi={options.dpi}")
+        specs = options.reduction.items()
+        return found + [f"reduction {kind}={spec}" for kind, spec in specs if kind in self.kinds]
+
+    def reduction(self, modality: Modality, rung: Rung) -> str:
+        """Spec for media of one kind: what the request set, else the checkpoint's, raised."""
+        given = self.options.reduction.get(modality)
+        base = self.config.reduction.get(modality, "identity")
+        return given or raise_rate(base, modality, rung.rate)
 
     def count(self, modality: Modality, grid: tuple[int, int, int], reduction: str) -> int:
-        """Tokens left of a grid of decoder tokens."""
-        reducer = check_reduction(reduction, modality, self.config)
-        try:
-            shape = reducer.part("tower").plan(TokenShape.full(modality, grid))
-            return reducer.part("after_projector").num_tokens(shape)
-        except ValueError as error:
-            raise RequestError(f"Reduction {reduction!r} for {modality}: {error}") from error
-
-    def patchify(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
-        return resize_and_patchify(
-            frames,
-            grid,
-            patch_size=self.patch,
-            mean=self.config.norm_mean,
-            std=self.config.norm_std,
-        )
+        """Tokens that an item of source cells ``grid`` becomes."""
+        steps = walk(self.config, modality, grid, reduction)
+        return steps[-1].shape.num_tokens if steps else grid[0] * grid[1] * grid[2]
 
     # ------------------------------------------------------------ pictures and pages
 
-    def image_budgets(self, pictures: Sequence[Image | Page], max_tokens: int) -> list[int]:
+    def image_budgets(self, max_tokens: int) -> list[int]:
         """Most patches of each picture, so that all together fit the context."""
-        if not self.config.dynamic_resolution or not pictures:
-            return [0] * len(pictures)
-        delimiters = 2 * len(pictures)
+        if not self.config.dynamic_resolution or not self.sizes:
+            return [0] * len(self.sizes)
+        delimiters = 2 * len(self.sizes)
         try:
             return share_image_budget(
-                [self.size(picture) for picture in pictures],
+                self.sizes,
                 max(max_tokens - delimiters, 1) * self.config.merge_size**2,
                 patch_size=self.patch,
                 min_patches=self.config.min_num_patches,
@@ -169,6 +167,8 @@ class _Planner:
                 downsample=self.config.merge_size,
             )
         except ValueError as error:
+            if self.options.has_budget:
+                return [self.config.min_num_patches] * len(self.sizes)
             raise ContextLengthError(
                 f"The images do not fit a context of {self.settings.max_model_len} tokens: {error}"
             ) from error
@@ -180,124 +180,150 @@ class _Planner:
         width, height = picture.document.page_size_points(picture.index)
         return max(round(height * self.dpi / 72), 1), max(round(width * self.dpi / 72), 1)
 
-    def pixels(self, picture: Image | Page) -> Tensor:
-        if isinstance(picture, Image):
-            return picture.pixels
-        return picture.document.render(picture.index, dpi=self.dpi).pixels
-
-    def image(self, picture: Image | Page, max_patches: int) -> PlannedMedium:
-        height, width = self.size(picture)
-        facts = {"width": width, "height": height}
+    def image(
+        self, picture: Image | Page, size: tuple[int, int], max_patches: int, rung: Rung
+    ) -> PlannedMedium:
+        """One picture of one grid, or its tiles."""
+        facts = {"width": size[1], "height": size[0]}
+        chosen: dict[str, Any] = {}
         if isinstance(picture, Page):
             facts |= {"page": picture.index + 1, "dpi": self.dpi}
+            chosen["dpi"] = self.dpi
+        chosen["reduction"] = self.reduction("image", rung)
+        share = rung.patches if self.can_resize(picture) else 1.0
         if not self.config.dynamic_resolution:
-            return PlannedMedium(items=self.tiles(picture, facts))
-        grid = choose_image_grid(
-            height,
-            width,
+            return PlannedMedium(items=self.tiles(picture, size, share, facts, chosen))
+        grid = self.image_grid(size, max_patches, share)
+        windows = partial(self.patcher.picture, picture, self.dpi, grid)
+        return PlannedMedium(items=[self.picture_item(windows, grid, picture.name, facts, chosen)])
+
+    def can_resize(self, picture: Image | Page) -> bool:
+        """A request that sets dpi has set the size of its pages."""
+        return self.options.dpi is None or isinstance(picture, Image)
+
+    def image_grid(self, size: tuple[int, int], max_patches: int, share: float) -> tuple[int, int]:
+        """The grid as asked, or one of a share of its patches, never below the smallest."""
+        grid = partial(
+            choose_image_grid,
+            *size,
             patch_size=self.patch,
             min_patches=self.config.min_num_patches,
-            max_patches=max_patches,
             downsample=self.config.merge_size,
         )
+        asked = grid(max_patches=max_patches)
+        # A picture may not have exactly the smallest number: it would no longer be enlarged to it.
+        least = self.config.min_num_patches + 1
+        lowered = max(int(share * asked[0] * asked[1]), least)
+        return grid(max_patches=min(lowered, max_patches)) if share < 1 else asked
 
-        def windows() -> Iterator[Window]:
-            rows = self.patchify(self.pixels(picture)[None], grid)
-            yield Window(rows, len(rows), len(rows))
-
-        return PlannedMedium(items=[self.picture_item(windows, grid, picture.name, facts)])
-
-    def tiles(self, picture: Image | Page, facts: Mapping[str, Any]) -> list[MediaItem]:
+    def tiles(
+        self,
+        picture: Image | Page,
+        size: tuple[int, int],
+        share: float,
+        facts: Mapping[str, Any],
+        chosen: Mapping[str, Any],
+    ) -> list[MediaItem]:
         """V2-VL: square tiles and a thumbnail, each an item, all in one pair of delimiters."""
-        pixels = self.pixels(picture)
-        tiled = tile_image(
-            pixels,
-            max_tiles=self.config.max_num_tiles,
-            thumbnail=self.config.use_thumbnail,
-            tile_size=self.tile_size,
-            patch_size=self.patch,
-            mean=tuple(self.config.norm_mean),
-            std=tuple(self.config.norm_std),
-        )
-        sizes = [(int(h), int(w)) for h, w in tiled.grids.tolist()]
-        patches = tiled.patches.split([h * w for h, w in sizes])
-        sheet = choose_tiling(
-            *pixels.shape[:2], max_tiles=self.config.max_num_tiles, tile_size=self.tile_size
-        )
-        regions = _tile_regions(sheet, facts["width"], facts["height"])
+        sheet = choose_tiling(*size, max_tiles=self.config.max_num_tiles, tile_size=self.tile_size)
+        if share < 1:
+            fewer = max(int(share * sheet[0] * sheet[1]), 1)
+            sheet = choose_tiling(*size, max_tiles=fewer, tile_size=self.tile_size)
+        side = self.tile_size // self.patch
+        count = num_tiles(sheet, thumbnail=self.config.use_thumbnail)
+
+        tiled = TiledPicture(self.config, picture, self.dpi, sheet, self.tile_size)
         return [
             self.picture_item(
-                partial(iter, [Window(rows, len(rows), len(rows))]),
-                grid,
-                f"{picture.name} tile {i + 1} of {len(sizes)}",
-                {**facts, "region": regions[i]},
+                partial(tiled.tile, tile),
+                (side, side),
+                f"{picture.name} tile {tile + 1} of {count}",
+                {**facts, "region": tiled.region(tile, *size)},
+                {"tiles": count, **chosen},
             )
-            for i, (rows, grid) in enumerate(zip(patches, sizes, strict=True))
+            for tile in range(count)
         ]
 
     def picture_item(
-        self, windows: MakeWindows, grid: tuple[int, int], name: str, facts: Mapping[str, Any]
+        self,
+        windows: MakeWindows,
+        grid: tuple[int, int],
+        name: str,
+        facts: Mapping[str, Any],
+        chosen: Mapping[str, Any],
     ) -> MediaItem:
-        merge, reduction = self.config.merge_size, self.reduction("image")
-        tokens = self.count("image", (1, grid[0] // merge, grid[1] // merge), reduction)
-        return _item("image", windows, (1, *grid), None, reduction, tokens, name, facts)
+        """The item of one grid."""
+        source = (1, *grid)
+        tokens = self.count("image", source, chosen["reduction"])
+        chosen = {"grid": list(grid), **chosen}
+        rows = grid[0] * grid[1]
+        return make_item("image", windows, source, None, tokens, name, facts, chosen, rows)
 
     # ------------------------------------------------------------ video
 
-    def video(self, video: Video) -> PlannedMedium:
-        reduction = self.reduction("video")
-        frame_reducer = check_reduction(reduction, "video", self.config).part("frames")
-        sampled = video.plan(
-            fps=self.options.fps or self.settings.fps,
-            num_frames=self.options.num_frames or self.settings.num_frames,
-        )
-        plan = choose_frames(video, sampled, frame_reducer)
+    def video(self, video: Video, rung: Rung) -> PlannedMedium:
+        """Sampled frames of one size, encoded a few tubelets at a time."""
+        found = self.sampled(video, self.num_frames(video, rung.frames))
         grid = self.video_grid(video)
-        pair, merge = self.config.tubelet_frames, self.config.merge_size
-        steps = -(-plan.num_frames // pair)
-        tokens = self.count("video", (steps, grid[0] // merge, grid[1] // merge), reduction)
+        pair = self.config.tubelet_frames
+        source = (found.plan.num_frames, *grid)
+        reduction = self.reduction("video", rung)
         group = max(self.settings.frames_per_window // pair, 1) * pair
 
-        def windows() -> Iterator[Window]:
-            frames: list[Tensor] = []
-            for frame in video.frames(plan):
-                frames.append(self.patchify(frame[None], grid))
-                if len(frames) == group:
-                    rows = torch.cat(frames)
-                    frames = []
-                    yield Window(rows, len(rows), len(rows))
-            if frames:
-                rows = torch.cat(frames)
-                yield Window(rows, len(rows), len(rows))
-
+        windows = partial(self.patcher.video, video, found.plan, grid, group)
         facts = {
             "width": video.width,
             "height": video.height,
-            "duration_s": round(plan.duration_s, 3),
+            "duration_s": round(found.plan.duration_s, 3),
             "source_frames": video.num_frames,
-            "sampled_frames": sampled.num_frames,
-            "kept_frames": plan.num_frames,
+            "sampled_frames": found.num_sampled,
+            "kept_frames": found.plan.num_frames,
             "sound": self.sound(video),
         }
-        spans = _frame_spans(plan)
-        name = video.name
-        item = _item(
-            "video", windows, (plan.num_frames, *grid), spans, reduction, tokens, name, facts
+        duration_s = max(found.plan.duration_s, 1 / found.plan.source_fps)
+        chosen = {
+            "grid": list(grid),
+            "num_frames": found.num_sampled,
+            "fps": round(found.num_sampled / duration_s, 3),
+            "reduction": reduction,
+        }
+        tokens = self.count("video", source, reduction)
+        rows = min(group, source[0]) * grid[0] * grid[1]
+        item = make_item(
+            "video", windows, source, found.spans, tokens, video.name, facts, chosen, rows
         )
-        item = replace(item, unsampled=_unsampled_spans(video, plan))
-        labels = tubelet_labels(label_times(video, plan), pair)
         return PlannedMedium(
-            items=[item],
-            lead_in=labels[0],
-            step_labels=tuple("\n" + label for label in labels[1:]),
+            items=[replace(item, unsampled=found.unsampled)],
+            lead_in=found.labels[0],
+            step_labels=tuple("\n" + label for label in found.labels[1:]),
         )
 
+    def num_frames(self, video: Video, share: float) -> int:
+        """Frames to sample: as asked, or a share of them in whole tubelets."""
+        most, pair = self.options.num_frames or self.settings.num_frames, self.config.tubelet_frames
+        asked = self.sampled(video, most).num_sampled
+        if share == 1:
+            return asked
+        lowered = int(share * asked) // pair * pair
+        return min(max(lowered, MIN_FRAMES, pair), asked)
+
+    def _sample(self, video: Video, num_frames: int) -> _Sampled:
+        sampled = video.plan(fps=self.options.fps or self.settings.fps, num_frames=num_frames)
+        # Lower rungs remove tokens after the projector: frames are chosen by the same reducer.
+        reducer = build(self.reduction("video", AS_ASKED)).part("frames")
+        plan = choose_frames(video, sampled, reducer)
+        labels = tubelet_labels(label_times(video, plan), self.config.tubelet_frames)
+        spans, unsampled = frame_spans(plan), unsampled_spans(video, plan)
+        return _Sampled(sampled.num_frames, plan, spans, unsampled, labels)
+
     def sound(self, video: Video) -> str:
+        """Whether a video's sound track is part of the request."""
         if not video.has_audio:
             return "none"
         return "used" if self.options.audio_in_video else "not used"
 
     def video_grid(self, video: Video) -> tuple[int, int]:
+        """Patches of each frame; the same on all rungs."""
         if not self.config.dynamic_resolution:
             return self.tile_size // self.patch, self.tile_size // self.patch
         return choose_video_grid(
@@ -310,14 +336,30 @@ class _Planner:
 
     # ------------------------------------------------------------ audio
 
-    def audio(self, audio: Audio, name: str) -> PlannedMedium:
+    def audio(self, audio: Audio, name: str, rung: Rung) -> PlannedMedium:
+        """A recording in clips of 30 s."""
         if self.config.audio_config is None:
             raise RequestError(
                 f"{name} is a recording, but this checkpoint has no audio tower. Leave it out, or "
                 "load an omni checkpoint."
             )
+        clips, counts, spans = self.heard(audio)
+        tower = self.config.audio_config
+        windows = partial(clip_windows, audio, clips, counts, tower.num_mel_bins)
+        source = (sum(counts), 1, 1)
+        chosen = {"reduction": self.reduction("audio", rung)}
+        tokens = self.count("audio", source, chosen["reduction"])
+        facts = {"duration_s": round(audio.duration_s, 3), "clips": len(clips)}
+        rows = max(length for _, length in clips) // HOP_LENGTH
+        item = make_item("audio", windows, source, spans, tokens, name, facts, chosen, rows)
+        cues = partial(clip_cues, audio, counts, tower.subsampling_factor)
+        return PlannedMedium(items=[replace(item, cues=cues)])
+
+    def _hear(
+        self, audio: Audio
+    ) -> tuple[list[tuple[int, int]], list[int], tuple[tuple[float, float], ...]]:
+        """Clips, the tokens of each, and the seconds of every token."""
         factor = self.config.audio_config.subsampling_factor
-        log_mel = LogMel(self.config.audio_config.num_mel_bins)
         clips = split_clips(audio.num_samples)
         counts = [subsampled_length(length // HOP_LENGTH, factor) for _, length in clips]
         spans = tuple(
@@ -328,118 +370,10 @@ class _Planner:
             for (start, _), count in zip(clips, counts, strict=True)
             for i in range(count)
         )
-
-        def windows() -> Iterator[Window]:
-            for waveform, (_, length), count in zip(audio.clips(), clips, counts, strict=True):
-                padded = torch.nn.functional.pad(waveform, (0, length - len(waveform)))
-                yield Window(log_mel(padded), length // HOP_LENGTH, count)
-
-        def cues() -> Mapping[str, Tensor]:
-            pairs = zip(audio.clips(), counts, strict=True)
-            return {"energy": torch.cat([token_energy(clip, n, factor) for clip, n in pairs])}
-
-        reduction = self.reduction("audio")
-        grid = (sum(counts), 1, 1)
-        tokens = self.count("audio", grid, reduction)
-        facts = {"duration_s": round(audio.duration_s, 3), "clips": len(clips)}
-        item = _item("audio", windows, grid, spans, reduction, tokens, name, facts)
-        return PlannedMedium(items=[replace(item, cues=cues)])
+        return clips, counts, spans
 
 
-def _item(
-    modality: Modality,
-    windows: MakeWindows,
-    grid: tuple[int, int, int],
-    time_spans: tuple[tuple[float, float], ...] | None,
-    reduction: str,
-    num_tokens: int,
-    name: str,
-    facts: Mapping[str, Any],
-) -> MediaItem:
-    """An item without a place; the processor gives it one."""
-    return MediaItem(
-        modality=modality,
-        windows=LazyWindows(windows),
-        grid=grid,
-        time_spans=time_spans,
-        reduction=reduction,
-        token_id=-1,
-        num_tokens=num_tokens,
-        name=name,
-        facts=facts,
-    )
-
-
-def _tile_regions(sheet: tuple[int, int], width: float, height: float) -> list[list[float]]:
-    """Left, top, right, bottom of each tile, and at last of the thumbnail, which shows all."""
-    rows, columns = sheet
-    tile_width, tile_height = width / columns, height / rows
-    regions = [
-        [x * tile_width, y * tile_height, (x + 1) * tile_width, (y + 1) * tile_height]
-        for y in range(rows)
-        for x in range(columns)
-    ]
-    return [*regions, [0.0, 0.0, width, height]]
-
-
-def _frame_spans(plan: FramePlan) -> tuple[tuple[float, float], ...]:
-    """From each sampled frame to the next; the last one to the end of the clip."""
-    times = plan.timestamps_s
-    end = max(plan.duration_s, times[-1] + 1 / plan.source_fps)
-    return tuple(zip(times, (*times[1:], end), strict=True))
-
-
-def _unsampled_spans(video: Video, plan: FramePlan) -> tuple[tuple[float, float], ...]:
-    """From the first frame between two sampled ones to the second of these."""
-    times = [*video.info.frame_times_s.tolist(), _frame_spans(plan)[-1][1]]
-    return tuple(
-        (times[sampled + 1], times[following])
-        for sampled, following in pairwise((*plan.indices, video.num_frames))
-        if following > sampled + 1
-    )
-
-
-def label_times(video: Video, plan: FramePlan) -> list[float]:
-    """Seconds that the prompt states for each sampled frame.
-
-    The released model counts time as frame index times a frame duration that is cut to whole
-    milliseconds (33 ms at 30 fps), and was trained so. Where the source's frame rate varies, that
-    would be wrong by any amount, and the true times are stated.
-
-    Args:
-        video: The source.
-        plan: Its sampled frames.
-
-    Returns:
-        One time a frame.
-    """
-    tolerance_s = 1.5 / plan.source_fps
-    is_steady = all(
-        abs(index / plan.source_fps - time) <= tolerance_s
-        for index, time in zip(plan.indices, plan.timestamps_s, strict=True)
-    )
-    if not is_steady:
-        return list(plan.timestamps_s)
-    frame_ms = int(1000.0 / plan.source_fps)
-    return [index * frame_ms / 1000.0 for index in plan.indices]
-
-
-def tubelet_labels(times_s: Sequence[float], frames_per_tubelet: int) -> list[str]:
-    """``Frame 1 sampled at 0.00 seconds and frame 2 sampled at 0.50 seconds: `` and so on.
-
-    Args:
-        times_s: Seconds of each sampled frame.
-        frames_per_tubelet: Frames that share a label; the last tubelet may have fewer.
-
-    Returns:
-        One label a tubelet.
-    """
-    labels = []
-    for start in range(0, len(times_s), frames_per_tubelet):
-        group = times_s[start : start + frames_per_tubelet]
-        parts = [
-            f"{'frame' if offset else 'Frame'} {start + offset + 1} sampled at {time:.2f} seconds"
-            for offset, time in enumerate(group)
-        ]
-        labels.append(" and ".join(parts) + ": ")
-    return labels
+def _modality(medium: MarkedMedium) -> Modality:
+    if isinstance(medium, Image | Page):
+        return "image"
+    return "video" if isinstance(medium, Video) else "audio"

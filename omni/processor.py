@@ -1,7 +1,8 @@
 """Prompts and media to `OmniInputs`: every length is known here, before anything runs.
 
 1. Turn messages into one string with media markers (`omni.prompt`).
-2. Plan every medium: grid, frames, clips, and from these its token count (`omni.planning`).
+2. Plan every medium: grid, frames, clips, and from these its token count (`omni.planning`); with a
+   budget, again on lower and lower rungs until the request fits (`omni.budget`).
 3. Tokenise the text between markers; put delimiters, labels and placeholders where markers were.
 
 Text pieces are tokenised apart, which gives the ids of the whole string, since a special token
@@ -11,19 +12,30 @@ stands at every cut.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from omni.budget import BudgetReport
 from omni.config import OmniConfig
 from omni.errors import CheckpointError, ContextLengthError, RequestError
+from omni.fitting import RequestCounter, fit_request
+from omni.footprint import Runtime
 from omni.inputs import IGNORE_INDEX, MediaItem, OmniInputs
 from omni.media import Audio, Document, Image, MediaLimits, Video, load_media
-from omni.planning import MediaOptions, PlannedMedium, plan_media
-from omni.prompt import MarkedMedium, Message, check_markers, flatten_messages, marker_kind
+from omni.options import MediaOptions
+from omni.planned import PlannedMedium
+from omni.planning import MediaPlanner
+from omni.prompt import (
+    MarkedMedium,
+    Message,
+    check_markers,
+    cut_text,
+    flatten_messages,
+    marker_kind,
+)
 from omni.settings import ProcessorSettings
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -206,6 +218,11 @@ class OmniProcessor:
         """Ids of a piece of text; special tokens in it are recognised."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Lengths of pieces of text that are tokenised apart."""
+        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [len(ids) for ids in found]
+
     # ---------------------------------------------------------------- requests
 
     def __call__(
@@ -217,22 +234,25 @@ class OmniProcessor:
         tools: Sequence[Mapping[str, Any]] | None = None,
         with_labels: bool = False,
         answer_tokens: int = 0,
+        runtime: Runtime | None = None,
     ) -> OmniInputs:
         """Build one request, or with labels one training sample.
 
         Args:
             messages: Turns with text and media parts (OpenAI or Hugging Face style).
-            options: Sampling and reduction of this request.
+            options: Sampling, reduction and budget of this request.
             thinking: Let the model reason before it answers.
             tools: Function declarations.
             with_labels: The messages hold the answers; label what the assistant says.
-            answer_tokens: Room to leave in the context for the answer.
+            answer_tokens: Room to leave in the context, and in a budget, for the answer.
+            runtime: How the model is loaded, for a memory budget; by default float32 on a CPU.
 
         Returns:
             One row. Pictures are opened here; frames, pages and clips only when encoded.
 
         Raises:
-            OmniError: A medium cannot be used, markers do not match, or the context is too small.
+            OmniError: A medium cannot be used, markers do not match, or the request does not fit
+                the context or its budget.
         """
         options = options or MediaOptions()
         flat, media = flatten_messages(
@@ -246,7 +266,12 @@ class OmniProcessor:
             keep_history_thinking=with_labels,
         )
         return self.from_text(
-            text, media, options=options, with_labels=with_labels, answer_tokens=answer_tokens
+            text,
+            media,
+            options=options,
+            with_labels=with_labels,
+            answer_tokens=answer_tokens,
+            runtime=runtime,
         )
 
     def from_text(
@@ -257,23 +282,43 @@ class OmniProcessor:
         options: MediaOptions | None = None,
         with_labels: bool = False,
         answer_tokens: int = 0,
+        runtime: Runtime | None = None,
     ) -> OmniInputs:
         """Build a request from a rendered prompt with markers; see `__call__`."""
         options = options or MediaOptions()
         matches = check_markers(text, media)
         text_tokens = len(self.tokenise(text))
         room = self.settings.max_model_len - answer_tokens
-        planned = plan_media(
+        planner = MediaPlanner(
             media, self.config, self.settings, options, max_tokens=room - text_tokens
         )
-        row = _Row(self, self._loss_spans(text) if with_labels else None)
+        spans = self._loss_spans(text) if with_labels else None
+        planned, report = planner.plan(), None
+        if options.has_budget:
+            edges = [0, *(edge for match in matches for edge in match.span()), len(text)]
+            gaps = [
+                tuple(piece for piece, _ in cut_text(text, start, end, "", spans or []))
+                for start, end in zip(edges[::2], edges[1::2], strict=True)
+            ]
+            counter = RequestCounter(
+                self.config,
+                gaps,
+                self.count_tokens,
+                answer_tokens=answer_tokens,
+                runtime=runtime or Runtime(),
+                training=with_labels,
+            )
+            planned, report = fit_request(
+                planner, counter, context_tokens=self.settings.max_model_len
+            )
+        row = _Row(self, spans)
         position = 0
         for match, medium in zip(matches, planned, strict=True):
             row.add_text(text, position, match.start(), tail=medium.lead_in)
             row.add_medium(medium, marker_kind(match))
             position = match.end()
         row.add_text(text, position, len(text))
-        inputs = row.finish()
+        inputs = row.finish(report)
         if inputs.num_tokens > room:
             raise ContextLengthError(self._too_long(inputs, answer_tokens))
         return inputs
@@ -298,8 +343,9 @@ class OmniProcessor:
         return (
             f"The request has {inputs.num_tokens} tokens and leaves room for {answer_tokens} of an "
             f"answer, but the context holds {self.settings.max_model_len} (media: "
-            f"{parts or 'none'}{more}). Send fewer or shorter media, lower fps or num_frames, or "
-            "raise the reduction rate."
+            f"{parts or 'none'}{more}). Send fewer or shorter media, lower fps or num_frames, "
+            "raise the reduction rate, or set max_tokens (--max-tokens) to "
+            f"{self.settings.max_model_len}, by which they are lowered until the request fits."
         )
 
 
@@ -315,16 +361,9 @@ class _Row:
 
     def add_text(self, text: str, start: int, end: int, tail: str = "") -> None:
         """Tokenise ``text[start:end]``, cut where the loss begins or ends, then ``tail``."""
-        cuts = {start, end}
-        for span in self.spans or []:
-            cuts.update(edge for edge in span if start < edge < end)
-        edges = sorted(cuts)
-        pieces = list(pairwise(edges)) or [(start, end)]
-        for left, right in pieces:
-            piece = text[left:right] + (tail if right == end else "")
+        for piece, said in cut_text(text, start, end, tail, self.spans or []):
             ids = self.processor.tokenise(piece) if piece else []
-            inside = any(a <= left and right <= b and left < right for a, b in self.spans or [])
-            self._add(ids, ids if inside else [IGNORE_INDEX] * len(ids))
+            self._add(ids, ids if said else [IGNORE_INDEX] * len(ids))
 
     def add_medium(self, medium: PlannedMedium, kind: str) -> None:
         """Delimiters and placeholders of one medium; a tiled image is several items in a row."""
@@ -351,14 +390,15 @@ class _Row:
             self.media.append(item)
         self._add_ignored([end_id])
 
-    def finish(self) -> OmniInputs:
+    def finish(self, report: BudgetReport | None) -> OmniInputs:
         """The row as tensors."""
-        input_ids = torch.tensor([self.input_ids])
+        input_ids = torch.tensor([self.input_ids], dtype=torch.long)
         return OmniInputs(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids, dtype=torch.bool),
             labels=None if self.spans is None else torch.tensor([self.labels]),
             media=self.media,
+            budget=report,
         )
 
     def _add(self, ids: list[int], labels: list[int]) -> None:

@@ -9,8 +9,9 @@ chat templates differ in what they do with parts and agree on strings:
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from omni.errors import RequestError
@@ -214,3 +215,26 @@ def _marker_of(medium: MarkedMedium) -> str:
 def _counts(kinds: Sequence[str]) -> str:
     named = (f"{kinds.count(kind)} {kind}" for kind in ("image", "video", "audio"))
     return f"({', '.join(named)})"
+
+
+def cut_text(
+    text: str, start: int, end: int, tail: str, spans: Sequence[tuple[int, int]]
+) -> Iterator[tuple[str, bool]]:
+    """Cut ``text[start:end] + tail`` where the loss begins or ends.
+
+    Args:
+        text: The rendered prompt.
+        start: First character.
+        end: Behind the last one.
+        tail: What follows it, in no span.
+        spans: Characters that the loss covers.
+
+    Yields:
+        Each piece, to be tokenised on its own, and whether the loss covers it.
+    """
+    cuts = {start, end}
+    for span in spans:
+        cuts.update(edge for edge in span if start < edge < end)
+    for left, right in list(pairwise(sorted(cuts))) or [(start, end)]:
+        said = any(a <= left and right <= b and left < right for a, b in spans)
+        yield text[left:right] + (tail if right == end else ""), said

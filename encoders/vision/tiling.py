@@ -95,6 +95,7 @@ def num_tiling_tokens(
 def tile_image(
     image: Shaped[Tensor, "height width channels"],
     *,
+    tiling: tuple[int, int] | None = None,
     max_tiles: int = MAX_TILES,
     thumbnail: bool = True,
     tile_size: int = TILE_SIZE,
@@ -106,7 +107,8 @@ def tile_image(
 
     Args:
         image: uint8 RGB, `(height, width, 3)`.
-        max_tiles: Tiles the sheet may have, the thumbnail not counted.
+        tiling: `(rows, columns)` of the sheet; by default chosen from the image's size.
+        max_tiles: Tiles a chosen sheet may have, the thumbnail not counted.
         thumbnail: Add the whole image as one more tile where there are several.
         tile_size: Side of a tile in pixels, a multiple of `patch_size`.
         patch_size: Side of a patch in pixels.
@@ -117,7 +119,7 @@ def tile_image(
         ValueError: If the image is not uint8 RGB or a tile does not divide into patches.
     """
     side = _tile_side(tile_size, patch_size)
-    rows, columns = choose_tiling(
+    rows, columns = tiling or choose_tiling(
         image.shape[0], image.shape[1], max_tiles=max_tiles, tile_size=tile_size
     )
     pixels = image.unsqueeze(0)

@@ -18,7 +18,7 @@ import psutil
 from finetune.bench.stats import Interval, mean_interval, paired_difference
 from omni.assistant import Assistant
 from omni.errors import RequestError
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 
 NONE = "identity"
 MEDIA_WISHES = frozenset(MediaOptions.__slots__) - {"reduction"}

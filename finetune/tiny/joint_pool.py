@@ -31,7 +31,8 @@ from finetune.tiny.tokenizer import encode_characters
 from omni.config import OmniConfig
 from omni.inputs import IGNORE_INDEX, MediaItem, OmniInputs, Window, collate, pack
 from omni.model import OmniModel
-from omni.planning import MediaOptions, plan_media
+from omni.options import MediaOptions
+from omni.planning import MediaPlanner
 from omni.processor import OmniProcessor
 from omni.settings import ProcessorSettings
 
@@ -104,7 +105,8 @@ def encode_subjects(
         One for each subject, features in float16.
     """
     media = [subject.medium for subject in subjects]
-    plans = plan_media(media, towers.config, settings, MediaOptions(), max_tokens=10**6)
+    planner = MediaPlanner(media, towers.config, settings, MediaOptions(), max_tokens=10**6)
+    plans = planner.plan()
     items = [plan.items[0] for plan in plans]
     found: dict[int, list[Window]] = {}
     alike: dict[Any, list[tuple[int, MediaItem, Window]]] = defaultdict(list)

@@ -8,7 +8,7 @@ import torch
 from omni.encoding import encode_media, source_layout
 from omni.errors import RequestError
 from omni.inputs import collate
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from tests.support import tiny_omni
 from token_reduction import build
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omni.encoding import StageTimes, encode_media, source_layout
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from tests.support import tiny_omni
 from tests.support.layouts import assert_same_layout
 from token_reduction import Evs, build

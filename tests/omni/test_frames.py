@@ -6,7 +6,7 @@ import torch
 
 from omni.errors import RequestError
 from omni.frames import choose_frames, mean_colours
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from omni.reduction import split_frames
 from tests.support import tiny_omni
 from token_reduction import build

@@ -11,7 +11,7 @@ from omni.generation import (
     prefill,
 )
 from omni.inputs import collate
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from tests.support import tiny_omni
 
 NO_STOP = Vocabulary(stop=frozenset(), banned=(18, 21, 22, 27, 28, 29))

@@ -5,7 +5,7 @@ import torch
 
 from omni import encoding
 from omni.inputs import collate, pack
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from tests.support import tiny_omni
 
 EVS = MediaOptions(fps=4.0, reduction={"video": "evs(0.5)"})

@@ -6,7 +6,8 @@ import torch
 from PIL import Image as PILImage
 
 from omni.errors import CheckpointError, ConfigError, ContextLengthError, RequestError
-from omni.planning import MediaOptions, tubelet_labels
+from omni.labels import tubelet_labels
+from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 from omni.settings import ProcessorSettings
 from tests.support import tiny_omni

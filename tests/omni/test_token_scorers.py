@@ -8,7 +8,7 @@ import torch
 from omni import load
 from omni.assistant import Assistant
 from omni.errors import ConfigError, RequestError
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from omni.reduction import ReductionWarning
 from tests.support import tiny_omni
 

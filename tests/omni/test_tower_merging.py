@@ -5,7 +5,7 @@ import torch
 
 from omni.errors import RequestError
 from omni.inputs import collate
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from tests.support import tiny_omni
 
 

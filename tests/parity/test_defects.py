@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omni.inputs import collate
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from tests.support import tiny_omni
 
 EVS = MediaOptions(fps=4.0, reduction={"video": "evs(0.5)"})

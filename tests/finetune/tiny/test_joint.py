@@ -19,7 +19,7 @@ from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.train_joint import JointTraining, LoadBalance, trained_state
 from omni.inputs import IGNORE_INDEX
 from omni.media import load_media
-from omni.planning import MediaOptions
+from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 from token_reduction import build
 

@@ -1,0 +1,69 @@
+"""The ledger as a table for a terminal."""
+
+from rich.console import Group
+from rich.table import Table
+
+from omni.budget import readable_bytes
+from omni.ledger import Ledger, MediaEntry
+
+
+def ledger_table(ledger: Ledger) -> Group:
+    """One line a medium, then the totals, the memory, and what a budget changed."""
+    table = Table("medium", "kind", "stages", "settings", "tower", "prompt tokens")
+    for entry in ledger.media:
+        stages = " → ".join(f"{stage.name} {stage.count:,}" for stage in entry.stages[:-1])
+        table.add_row(
+            entry.name.rsplit("/", 1)[-1],
+            entry.modality,
+            stages,
+            _settings(entry),
+            _flops(entry.tower_flops),
+            f"{entry.stages[-1].count:,}",
+        )
+    table.add_row("text", "", "", "", "", f"{ledger.text_tokens:,}")
+    table.add_row("[bold]prompt[/bold]", "", "", "", "", f"[bold]{ledger.prompt_tokens:,}[/bold]")
+    lines = [
+        f"room for the answer {ledger.answer_tokens:,} · context {ledger.context_tokens:,} · "
+        f"towers {_flops(ledger.tower_flops)} · prefill {_flops(ledger.prefill_flops)}",
+        f"working memory {readable_bytes(ledger.memory_bytes)}: "
+        f"attention cache {readable_bytes(ledger.kv_cache_bytes)} · "
+        f"Mamba state {readable_bytes(ledger.mamba_state_bytes)} · "
+        f"embeddings {readable_bytes(ledger.embedding_bytes)} · "
+        f"activations {readable_bytes(ledger.activation_bytes)}",
+    ]
+    if ledger.budget is not None:
+        lines.append(_budget(ledger))
+    return Group(table, *lines)
+
+
+def _settings(entry: MediaEntry) -> str:
+    """What was chosen; in brackets what was asked, where that is something else."""
+    parts = []
+    for name, value in entry.chosen.items():
+        before = f" (asked {_value(entry.asked[name])})" if name in entry.asked else ""
+        parts.append(f"{name} {_value(value)}{before}")
+    return ", ".join(parts)
+
+
+def _value(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _budget(ledger: Ledger) -> str:
+    budget = ledger.budget
+    assert budget is not None
+    limits = [f"{budget.max_tokens:,} tokens"]
+    if budget.max_memory_bytes is not None:
+        limits.append(readable_bytes(budget.max_memory_bytes))
+    changed = "lowered to fit" if any(entry.asked for entry in ledger.media) else "fits as asked"
+    return (
+        f"budget {' and '.join(limits)} · as asked {budget.asked_tokens:,} tokens and "
+        f"{readable_bytes(budget.asked_memory_bytes)} · {changed}"
+    )
+
+
+def _flops(count: int) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}FLOP"
+    return f"{count / 1e6:.1f} MFLOP"

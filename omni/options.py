@@ -1,0 +1,58 @@
+"""What one request may want done with its media, in one object that every caller passes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from omni.budget import parse_bytes
+from omni.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaOptions:
+    """What one request wants done with its media; None means the checkpoint's default.
+
+    With a budget, what is left at its default is lowered until the request fits, by the policy of
+    `omni.budget`; what is set here stays as it is.
+
+    Attributes:
+        fps: Frames sampled per second of video.
+        num_frames: Most frames of one video.
+        dpi: Dots per inch at which pages are rendered.
+        audio_in_video: Listen to a video's sound track too.
+        reduction: Spec string per modality, such as ``{"video": "evs(0.7)"}``.
+        max_tokens: Budget of the request in tokens, its answer included.
+        max_memory: Budget of its working memory (`omni.footprint`) in bytes, or as ``"8GB"``.
+    """
+
+    fps: float | None = None
+    num_frames: int | None = None
+    dpi: int | None = None
+    audio_in_video: bool = False
+    reduction: Mapping[str, str] = field(default_factory=dict)
+    max_tokens: int | None = None
+    max_memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise RequestError(f"max_tokens is {self.max_tokens}; expected at least 1.")
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory)
+        for modality in self.reduction:
+            if modality not in ("image", "video", "audio"):
+                raise RequestError(
+                    f"Reduction was given for {modality!r}; expected image, video or audio."
+                )
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the request is to be made to fit a budget."""
+        return self.max_tokens is not None or self.max_memory is not None
+
+    def with_defaults(self) -> "MediaOptions":
+        """The same budget, as if the request had set nothing that a budget may lower."""
+        return replace(self, fps=None, num_frames=None, dpi=None, reduction={})
+
+    @property
+    def max_memory_bytes(self) -> int | None:
+        """The memory budget in bytes."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory)
