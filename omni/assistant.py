@@ -130,7 +130,7 @@ class Assistant:
         """
         return self.chat(_as_messages(question, media), **options)
 
-    def stream(self, question: str, *media: Any, **options: Any) -> Iterator[str]:
+    def stream(self, question: str, *media: Any, **options: Any) -> "AnswerStream":
         """Like `ask`, but yields the answer piece by piece; the pieces join to ``ask``'s text."""
         return self.stream_chat(_as_messages(question, media), **options)
 
@@ -160,10 +160,9 @@ class Assistant:
         Raises:
             ContextLengthError: The request does not fit; the message has the numbers.
         """
-        budget = {"max_tokens": max_tokens, "max_memory": max_memory}
-        inputs, generation = self._prepare(
-            _as_messages(question, media), {**options, **budget, "max_new_tokens": max_new_tokens}
-        )
+        options |= {"max_tokens": max_tokens, "max_memory": max_memory}
+        options["max_new_tokens"] = max_new_tokens
+        inputs, generation = self._prepare(_as_messages(question, media), options)
         return self._ledger(inputs, generation.max_new_tokens)
 
     # ---------------------------------------------------------------- conversations
@@ -188,17 +187,17 @@ class Assistant:
         Raises:
             OmniError: A medium cannot be used, an option is unknown, the request does not fit.
         """
-        run = _Run(self, messages, options)
-        for _ in run.pieces():
+        answer = AnswerStream(self, messages, options)
+        for _ in answer:
             pass
-        return run.reply()
+        return answer.reply()
 
-    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> "AnswerStream":
         """Like `chat`, but yields the answer's text piece by piece.
 
         The request is checked when this is called; the model runs as pieces are taken.
         """
-        return _Run(self, messages, options).pieces()
+        return AnswerStream(self, messages, options)
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[str]:
         """Answer several conversations in one batch; each as it would be alone.
@@ -266,8 +265,8 @@ class Assistant:
         )
 
 
-class _Run:
-    """One request from preparation to reply."""
+class AnswerStream(Iterator[str]):
+    """One request from preparation to reply; iterating runs the model and yields visible text."""
 
     def __init__(
         self,
@@ -284,9 +283,18 @@ class _Run:
         self.times = StageTimes()
         self.prompt: Prefilled | None = None
         self.marks = {"prepare": time.perf_counter() - self.start}
+        self.pieces = self._run()
 
-    def pieces(self) -> Iterator[str]:
-        """Run the model; yield visible text as it comes."""
+    def __next__(self) -> str:
+        """The next piece of text."""
+        return next(self.pieces)
+
+    @property
+    def plan(self) -> Ledger:
+        """The ledger as `Assistant.plan` gives it: what a budget lowered stands there."""
+        return self.assistant._ledger(self.inputs, self.generation.max_new_tokens)
+
+    def _run(self) -> Iterator[str]:
         assistant = self.assistant
         begin = time.perf_counter()
         self.prompt = prefill(
@@ -310,7 +318,7 @@ class _Run:
         self.marks["total"] = time.perf_counter() - self.start
 
     def reply(self) -> Reply:
-        """The reply after the pieces are through."""
+        """The reply, after the last piece."""
         assert self.prompt is not None
         ledger = self.assistant._ledger(self.inputs, self.reader.num_tokens)
         add_times(ledger, self.times)

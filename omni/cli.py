@@ -22,6 +22,7 @@ from omni.errors import OmniError, RequestError
 
 if TYPE_CHECKING:
     from omni.assistant import Assistant
+    from omni.ledger import Ledger
 
 app = typer.Typer(
     name="omni",
@@ -62,14 +63,16 @@ TokensOption = Annotated[
     int | None,
     typer.Option(
         "--max-tokens",
-        help="Most tokens of prompt and answer; rates, frames and resolution are lowered to fit.",
+        help="Most tokens of prompt and answer together; to fit, reduction rates, then frames, "
+        "then resolution of all files are lowered.",
     ),
 ]
 MemoryOption = Annotated[
     str | None,
     typer.Option(
         "--max-memory",
-        help="Most working memory, weights not counted, such as 8GB; lowered to fit likewise.",
+        help="Most working memory besides weights and opened files, such as 8GB or 500MiB; "
+        "made to fit likewise.",
     ),
 ]
 AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
@@ -127,11 +130,14 @@ def ask(
         "seed": seed,
     }
     if not as_json and report is None:
-        for piece in assistant.stream(question, *(files or []), **options):
+        answer = assistant.stream(question, *(files or []), **options)
+        _tell_lowered(answer.plan)
+        for piece in answer:
             typer.echo(piece, nl=False)
         typer.echo()
         return
     reply = assistant.ask(question, *(files or []), **options)
+    _tell_lowered(reply.ledger)
     if as_json:
         _print_json(
             {
@@ -176,14 +182,16 @@ def chat(
         parts: list[dict[str, Any]] = [{"type": "media", "media": file} for file in waiting]
         turn = {"role": "user", "content": [*parts, {"type": "text", "text": line}]}
         try:
-            said = ""
-            for piece in assistant.stream_chat(
+            answer = assistant.stream_chat(
                 [*messages, turn],
                 thinking=think,
                 max_tokens=max_tokens,
                 max_memory=max_memory,
                 max_new_tokens=max_new_tokens,
-            ):
+            )
+            _tell_lowered(answer.plan)
+            said = ""
+            for piece in answer:
                 said += piece
                 typer.echo(piece, nl=False)
             typer.echo()
@@ -212,7 +220,13 @@ def plan(
 ) -> None:
     """Count tokens, FLOPs and memory of a request without running the model.
 
-    With a budget it shows what is lowered so that the request fits.
+    Follows each file from frames and patches through every reduction to its prompt tokens. With
+    --max-tokens or --max-memory it shows how the request is made to fit, and `omni ask` with the
+    same options does just that: first reduction rates are raised, up to 90 %, then videos get
+    fewer frames, then pictures and pages fewer patches. What you set yourself (--reduce, --fps,
+    --num-frames, --dpi) stays. What cannot fit is refused with the numbers.
+
+    For example: `omni plan "What happens?" clip.mp4 talk.wav --max-tokens 2000`
     """
     assistant = _load(model, None)
     options = _options(reduce, fps, num_frames, dpi, sound)
@@ -269,6 +283,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         sys.exit(1)
+
+
+def _tell_lowered(ledger: "Ledger") -> None:
+    """One line on stderr about what a budget has changed."""
+    if ledger.lowered:
+        typer.echo(f"lowered to fit the budget: {'; '.join(ledger.lowered)}", err=True)
 
 
 def _fail(message: str) -> None:

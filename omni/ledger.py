@@ -84,6 +84,19 @@ class Ledger:
     budget: BudgetReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def lowered(self) -> list[str]:
+        """What a budget changed, such as ``clip.mp4: num_frames 16 → 8``; nothing if all fits."""
+        found = {
+            entry.name.rsplit("/", 1)[-1].partition(" tile ")[0]: ", ".join(
+                f"{name} {readable(asked)} → {readable(entry.chosen[name])}"
+                for name, asked in entry.asked.items()
+            )
+            for entry in self.media
+            if entry.asked
+        }
+        return [f"{name}: {changes}" for name, changes in found.items()]
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return asdict(self)
@@ -159,6 +172,11 @@ def _entry(config: OmniConfig, item: MediaItem) -> MediaEntry:
         stages=stages,
         tower_flops=tower_flops(config, item),
     )
+
+
+def readable(setting: Any) -> str:
+    """A setting as people write it: a grid as ``8x30``."""
+    return "x".join(map(str, setting)) if isinstance(setting, list) else str(setting)
 
 
 def add_times(ledger: Ledger, times: StageTimes) -> None:

@@ -4,7 +4,7 @@ from rich.console import Group
 from rich.table import Table
 
 from omni.budget import readable_bytes
-from omni.ledger import Ledger, MediaEntry
+from omni.ledger import Ledger, MediaEntry, readable
 
 
 def ledger_table(ledger: Ledger) -> Group:
@@ -40,13 +40,9 @@ def _settings(entry: MediaEntry) -> str:
     """What was chosen; in brackets what was asked, where that is something else."""
     parts = []
     for name, value in entry.chosen.items():
-        before = f" (asked {_value(entry.asked[name])})" if name in entry.asked else ""
-        parts.append(f"{name} {_value(value)}{before}")
+        before = f" (asked {readable(entry.asked[name])})" if name in entry.asked else ""
+        parts.append(f"{name} {readable(value)}{before}")
     return ", ".join(parts)
-
-
-def _value(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _budget(ledger: Ledger) -> str:
@@ -55,7 +51,7 @@ def _budget(ledger: Ledger) -> str:
     limits = [f"{budget.max_tokens:,} tokens"]
     if budget.max_memory_bytes is not None:
         limits.append(readable_bytes(budget.max_memory_bytes))
-    changed = "lowered to fit" if any(entry.asked for entry in ledger.media) else "fits as asked"
+    changed = "lowered to fit" if ledger.lowered else "fits as asked"
     return (
         f"budget {' and '.join(limits)} · as asked {budget.asked_tokens:,} tokens and "
         f"{readable_bytes(budget.asked_memory_bytes)} · {changed}"

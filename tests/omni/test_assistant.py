@@ -80,6 +80,20 @@ def test_a_plan_is_the_ledger_of_the_request_without_times(assistant):
     assert plan.seconds == {}
 
 
+def test_a_streamed_answer_has_the_plan_before_and_the_reply_after_it(assistant):
+    clip = assistant.processor.load_media(tiny_omni.clip(16, 40, 60), fps=8.0)
+    budget = {**SHORT, "max_tokens": 300}
+    stream = assistant.stream("What?", clip, **budget)
+    plan = assistant.plan("What?", clip, **budget)
+    assert plan.lowered
+    assert stream.plan == plan
+    text = "".join(stream)
+    reply = assistant.ask("What?", clip, **budget)
+    assert (stream.reply().text, reply.text) == (text, text)
+    assert stream.reply().ledger.media[0].stages == reply.ledger.media[0].stages
+    assert stream.reply().ledger.lowered == plan.lowered
+
+
 def test_evidence_counts_what_the_decoder_read(assistant):
     clip = Path(__file__).parents[2] / "examples" / "media" / "clip.mp4"
     reply = assistant.ask("What?", clip, reduction={"video": "evs(0.5)"}, **SHORT)

@@ -1,6 +1,7 @@
 """The command line, in this process; a random tiny model stands in for the embedded one."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,28 @@ def test_plan_counts_without_running_the_model(run, model_dir, picture, monkeypa
     code, out, _ = run("plan", "What?", picture, "--model", model_dir)
     assert code == 0
     assert "picture.png" in out
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_ask_says_in_one_line_on_stderr_what_a_budget_lowered(run, model_dir, picture, flags):
+    needed = tiny_omni.assistant().plan("What?", picture, max_new_tokens=5).prompt_tokens + 5
+    budget = ("--max-tokens", needed - 1, "--max-new-tokens", 5)
+    code, _, err = run("ask", "What?", picture, "--model", model_dir, *budget, *flags)
+    assert code == 0
+    assert re.fullmatch(
+        r"lowered to fit the budget: picture\.png: reduction identity → uniform\(0\.\d+\)\n", err
+    )
+
+
+def test_chat_says_what_a_budget_lowered_and_what_it_refuses(run, model_dir, picture, monkeypatch):
+    lines = iter(["What?", "And?", ""])
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines))
+    needed = tiny_omni.assistant().plan("What?", picture, max_new_tokens=5).prompt_tokens + 5
+    budget = ("--max-tokens", needed - 1, "--max-new-tokens", 5)
+    code, _, err = run("chat", picture, "--model", model_dir, *budget)
+    assert code == 0
+    assert "lowered to fit the budget: picture.png: reduction identity → uniform(" in err
+    assert f"but the budget is {needed - 1} tokens" in err  # the second turn is too long
 
 
 def test_doctor_reports_every_group(run):
