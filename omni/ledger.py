@@ -64,7 +64,8 @@ class Ledger:
         mamba_state_bytes: Recurrent states; they do not grow with the request.
         embedding_bytes: Estimate: media tokens on their way to the decoder, prompt embeddings.
         activation_bytes: Estimate: the widest of preparing a medium, a tower pass, a prefill chunk.
-        memory_bytes: All four together, the working memory of the request (`omni.footprint`).
+        overhead_bytes: What allocator and libraries take beside the tensors.
+        memory_bytes: All five together, the working memory of the request (`omni.footprint`).
         budget: How the request was made to fit; None without a budget.
         seconds: Time in ``prepare``, ``prefill``, ``decode`` and in all; empty in a plan.
     """
@@ -80,6 +81,7 @@ class Ledger:
     mamba_state_bytes: int
     embedding_bytes: int
     activation_bytes: int
+    overhead_bytes: int
     memory_bytes: int
     budget: BudgetReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -144,6 +146,7 @@ def make_ledger(
         mamba_state_bytes=needed.mamba_state_bytes,
         embedding_bytes=needed.embedding_bytes,
         activation_bytes=needed.activation_bytes,
+        overhead_bytes=needed.overhead_bytes,
         memory_bytes=needed.total_bytes,
         budget=inputs.budget,
     )

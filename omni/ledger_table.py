@@ -29,7 +29,8 @@ def ledger_table(ledger: Ledger) -> Group:
         f"attention cache {readable_bytes(ledger.kv_cache_bytes)} · "
         f"Mamba state {readable_bytes(ledger.mamba_state_bytes)} · "
         f"embeddings {readable_bytes(ledger.embedding_bytes)} · "
-        f"activations {readable_bytes(ledger.activation_bytes)}",
+        f"activations {readable_bytes(ledger.activation_bytes)} · "
+        f"overhead {readable_bytes(ledger.overhead_bytes)}",
     ]
     if ledger.budget is not None:
         lines.append(_budget(ledger))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from omni.budget import DEFAULT_REDUCERS, MAX_RATE, MIN_FRAMES, parse_bytes, raise_rate
 from omni.errors import ContextLengthError, RequestError
-from omni.footprint import Runtime, footprint
+from omni.footprint import OVERHEAD_BYTES, Runtime, footprint
 from omni.inputs import OmniInputs
 from omni.ledger import make_ledger
 from omni.media import Audio, Image, Video
@@ -97,7 +97,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 token_budgets = st.integers(1, 6_000)
-byte_budgets = st.integers(1, 100_000_000)
+byte_budgets = st.integers(OVERHEAD_BYTES, OVERHEAD_BYTES + 100_000_000)
 budgets = st.one_of(
     st.fixed_dictionaries({"max_tokens": token_budgets}),
     st.fixed_dictionaries({"max_memory": byte_budgets}),
@@ -291,7 +291,7 @@ def test_a_training_sample_takes_the_same_budget() -> None:
         {"role": "user", "content": [{"type": "media", "media": CLIP}]},
         {"role": "assistant", "content": "A square."},
     ]
-    for budget in ({"max_tokens": 600}, {"max_memory": "10MB"}):
+    for budget in ({"max_tokens": 600}, {"max_memory": "77MB"}):
         whole = PROCESSOR(turns, with_labels=True)
         sample = PROCESSOR(turns, with_labels=True, options=MediaOptions(**budget))
         assert sample.num_tokens < whole.num_tokens

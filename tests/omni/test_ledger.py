@@ -106,9 +106,10 @@ def test_a_plan_is_what_the_request_then_uses(unit: str, share: float | None) ->
     media = [load_media(tiny_omni.clip(16, 40, 60), fps=8.0), tiny_omni.picture(60, 60)]
     options: dict[str, Any] = {"max_new_tokens": 4}
     free = ASSISTANT.plan("What?", *media, **options)
-    needed = {"max_tokens": free.prompt_tokens + 4, "max_memory": free.memory_bytes}
+    fixed = {"max_tokens": 0, "max_memory": free.overhead_bytes}[unit]
+    needed = {"max_tokens": free.prompt_tokens + 4, "max_memory": free.memory_bytes}[unit]
     if share is not None:
-        options[unit] = int(share * needed[unit])
+        options[unit] = fixed + int(share * (needed - fixed))
     plan = ASSISTANT.plan("What?", *media, **options)
     ledger = ASSISTANT.ask("What?", *media, **options).ledger
     assert plan.seconds == NO_TIMES

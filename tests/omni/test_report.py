@@ -155,6 +155,17 @@ def test_the_ledger_is_there_in_full(page, reply):
         assert f"{name} {seconds:.3f} s" in text
 
 
+def test_what_a_budget_lowered_stands_beside_the_ledger(assistant, tmp_path):
+    picture = tiny_omni.picture(64, 64)
+    needed = assistant.plan("What?", picture, max_new_tokens=4).prompt_tokens + 4
+    reply = assistant.ask("What?", picture, max_new_tokens=4, max_tokens=needed - 1)
+    path = tmp_path / "out.html"
+    reply.save_report(path)
+    [change] = reply.ledger.lowered
+    text = Page(path.read_text(encoding="utf-8")).texts["ledger"]
+    assert f"Lowered to fit the budget {change}" in " ".join(text.split())
+
+
 def test_pictures_have_a_text_and_tables_have_heads(page):
     charts = page.all("svg")
     assert len(charts) >= 4
