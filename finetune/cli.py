@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from finetune.cli_run import RUN, RunByDefault, merge_command, run
 from omni.errors import RequestError
 
 if TYPE_CHECKING:
@@ -74,10 +75,13 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure what a choice costs and what it saves.")
     bench.command("reduce")(bench_reduce)
     app.add_typer(bench, name="bench")
-    finetune = typer.Typer(no_args_is_help=True, help="Adapt a model to your own data.")
+    finetune = typer.Typer(
+        cls=RunByDefault, no_args_is_help=True, help="Adapt a model to your own data."
+    )
+    finetune.command(RUN)(run)
     finetune.command("scorer")(train_scorer)
-    finetune.callback()(lambda: None)  # keeps the verb while it is the only one
     app.add_typer(finetune, name="finetune")
+    app.command("merge")(merge_command)
 
 
 def train_scorer(

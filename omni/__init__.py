@@ -93,8 +93,9 @@ def load(path_or_id: str | Path | None = None, **options: Any) -> "Assistant":
 
     Args:
         path_or_id: A directory or a hub id; None is the embedded checkpoint, ``omni-tiny``.
-        options: ``device``, ``dtype``, ``device_map``, ``revision``; ``limits``,
-            ``allowed_roots`` and ``allow_network`` of the media gateway.
+        options: ``device``, ``dtype``, ``device_map``, ``revision``; ``adapter``, a folder that
+            `omni finetune` wrote, whose base is then the default; ``limits``, ``allowed_roots``
+            and ``allow_network`` of the media gateway.
 
     Returns:
         An `Assistant`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from omni.adapters import load_adapter, read_adapter
 from omni.budget import parse_bytes
 from omni.checkpoint import resolve_checkpoint
 from omni.encoding import StageTimes, source_layout
@@ -98,9 +99,12 @@ class Assistant:
         dtype: str | torch.dtype | None = None,
         device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
+        adapter: str | Path | None = None,
         **processor_options: Any,
     ) -> "Assistant":
         """Load a checkpoint; see `omni.load`."""
+        if adapter is not None and path_or_id is None:
+            path_or_id = read_adapter(adapter)["base"]
         directory = (
             EMBEDDED_PATH
             if path_or_id is None or str(path_or_id) == EMBEDDED_MODEL
@@ -110,7 +114,11 @@ class Assistant:
             directory, device=device, dtype=dtype, device_map=device_map
         )
         processor = OmniProcessor.from_pretrained(directory, model.config, **processor_options)
-        return cls(model, processor, name=Path(path_or_id or EMBEDDED_MODEL).name)
+        name = Path(path_or_id or EMBEDDED_MODEL).name
+        if adapter is not None:
+            load_adapter(model, adapter)
+            name = f"{name} + {Path(adapter).name}"
+        return cls(model, processor, name=name)
 
     # ---------------------------------------------------------------- one question
 
@@ -216,14 +224,29 @@ class Assistant:
             share = parse_bytes(options["max_memory"]) // len(conversations)
             options = {**options, "max_memory": share}
         prepared = [self._prepare(messages, options) for messages in conversations]
-        batch = collate(
-            [inputs for inputs, _ in prepared],
-            pad_token_id=self.processor.ids.pad,
-            padding_side="left",
+        return self._answers(
+            [inputs for inputs, _ in prepared], prepared[0][1], bool(options.get("thinking"))
         )
-        readers = [_TextReader(self.processor, bool(options.get("thinking"))) for _ in prepared]
-        prompt = prefill(self.model, batch, answer_tokens=prepared[0][1].max_new_tokens)
-        for step in generate(self.model, prompt, prepared[0][1], self.vocabulary):
+
+    def answer_batch(self, prompts: Sequence[OmniInputs], **options: Any) -> list[str]:
+        """Answer prompts that the processor has built; each as it would be alone.
+
+        Args:
+            prompts: One row each, ending where the answer starts.
+            options: ``GenerationOptions``.
+
+        Returns:
+            The answers' texts, in order.
+        """
+        return self._answers(prompts, GenerationOptions(**options), thinking=False)
+
+    def _answers(
+        self, prompts: Sequence[OmniInputs], generation: GenerationOptions, thinking: bool
+    ) -> list[str]:
+        batch = collate(prompts, pad_token_id=self.processor.ids.pad, padding_side="left")
+        readers = [_TextReader(self.processor, thinking) for _ in prompts]
+        prompt = prefill(self.model, batch, answer_tokens=generation.max_new_tokens)
+        for step in generate(self.model, prompt, generation, self.vocabulary):
             for row, token in step:
                 readers[row].add(token)
         return [reader.finish().text for reader in readers]

@@ -49,6 +49,10 @@ FilesArgument = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option(help="Checkpoint directory or hub id [default: embedded omni-tiny]")
 ]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(help="Folder that `omni finetune` wrote; its base is then the default model."),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cpu]")]
 ReduceOption = Annotated[
     list[str] | None,
@@ -99,6 +103,7 @@ def ask(
     question: QuestionArgument,
     files: FilesArgument = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     reduce: ReduceOption = None,
     fps: FpsOption = None,
@@ -119,7 +124,7 @@ def ask(
         from omni.report import check_report_path
 
         check_report_path(report)
-    assistant = _load(model, device)
+    assistant = _load(model, device, adapter)
     options = _options(reduce, fps, num_frames, dpi, sound)
     options |= {
         "thinking": think,
@@ -159,6 +164,7 @@ def ask(
 def chat(
     files: FilesArgument = None,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     think: ThinkOption = False,
     max_tokens: TokensOption = None,
@@ -169,7 +175,7 @@ def chat(
 
     An empty line or Ctrl-D ends it. `/file PATH` adds a file to the next question.
     """
-    assistant = _load(model, device)
+    assistant = _load(model, device, adapter)
     messages: list[dict[str, Any]] = []
     waiting: list[str] = list(files or [])
     typer.echo(
@@ -297,9 +303,10 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _load(model: str | None, device: str | None) -> "Assistant":
+def _load(model: str | None, device: str | None, adapter: str | None = None) -> "Assistant":
     """Load the model; the current folder's own file wins over a hub id of the same name."""
-    return omni.load(Path(model) if model and Path(model).is_dir() else model, device=device)
+    path = Path(model) if model and Path(model).is_dir() else model
+    return omni.load(path, device=device, adapter=adapter)
 
 
 def _options(

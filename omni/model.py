@@ -402,11 +402,18 @@ class OmniModel(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------- transformers' expectations
 
     def train(self, mode: bool = True) -> "OmniModel":
-        """Set training mode; towers without trainable parameters stay deterministic (eval)."""
+        """Set training mode; towers without trainable parameters stay deterministic (eval).
+
+        Batch normalisation keeps its statistics in any mode: a batch here is one clip or a few,
+        and a sample's loss must not depend on what runs beside it.
+        """
         super().train(mode)
         for tower in (self.vision_model, self.audio_tower):
             if tower is not None and not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:

@@ -1,0 +1,158 @@
+"""Which rows an optimiser step learns from, as a function of the seed and the step alone.
+
+A run that was stopped and goes on therefore sees what it would have seen, without any state but
+the number of steps done. A row that turns out bad is left out of its step and written down.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from math import ceil
+
+import numpy as np
+
+from finetune.data import BadRow, Dataset, Sample
+from finetune.data.encode import decode_media, encode_sample, with_max_length
+from finetune.settings import FinetuneSettings
+from omni.errors import OmniError
+from omni.inputs import IGNORE_INDEX, OmniInputs, pack
+from omni.options import MediaOptions
+from omni.processor import OmniProcessor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one process runs in one optimiser step.
+
+    Attributes:
+        rows: Each runs through the model once; packed ones hold several samples.
+        bad: Rows of the data that were left out, by position.
+    """
+
+    rows: list[OmniInputs]
+    bad: dict[int, BadRow] = field(default_factory=dict)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return sum(map(num_targets, self.rows))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the decoder reads."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+def num_steps(count: int, settings: FinetuneSettings) -> int:
+    """Optimiser steps of a run over `count` rows."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return max(1, ceil(settings.epochs * count / settings.samples_per_step))
+
+
+def indices_of_step(step: int, count: int, settings: FinetuneSettings) -> list[int]:
+    """Positions of the rows of a step; every pass over the data has an order of its own."""
+    first = step * settings.samples_per_step
+    chosen = []
+    for number in range(first, first + settings.samples_per_step):
+        epoch, place = divmod(number, count)
+        order = np.random.default_rng([settings.seed, epoch]).permutation(count)
+        chosen.append(int(order[place]))
+    return chosen
+
+
+class Batches:
+    """The steps of a run, made one ahead in a thread.
+
+    Args:
+        dataset: Rows, some of them bad.
+        processor: Of the model.
+        settings: Of the run.
+        rank: This process, which takes every `world`-th row of a step.
+        world: Processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: OmniProcessor,
+        settings: FinetuneSettings,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset, self.settings = dataset, settings
+        self.processor = with_max_length(processor, settings.max_length)
+        self.options = MediaOptions(reduction=settings.reduction)
+        self.rank, self.world = rank, world
+
+    def steps(self, first: int, stop: int) -> Iterator[Step]:
+        """Make the steps from `first` to before `stop`."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(self.make, step) for step in range(first, min(first + 1, stop))]
+            for step in range(first, stop):
+                if step + 1 < stop:
+                    ahead.append(pool.submit(self.make, step + 1))
+                yield ahead.pop(0).result()
+
+    def make(self, step: int) -> Step:
+        """Make one step: read, open, decode and lay out its rows."""
+        indices = indices_of_step(step, len(self.dataset), self.settings)
+        samples: list[OmniInputs] = []
+        bad: dict[int, BadRow] = {}
+        for index in islice(indices, self.rank, None, self.world):
+            found = self.read(index)
+            if isinstance(found, BadRow):
+                bad[index] = found
+            else:
+                samples.append(found)
+        rows = pack_rows(samples, self.settings.max_length) if self.settings.packing else samples
+        return Step(rows=rows, bad=bad)
+
+    def read(self, index: int) -> OmniInputs | BadRow:
+        """Make one row ready for the model, or say what is wrong with it."""
+        row = self.dataset[index]
+        if isinstance(row, BadRow):
+            return row
+        return ready(row, self.processor, self.options)
+
+
+def ready(sample: Sample, processor: OmniProcessor, options: MediaOptions) -> OmniInputs | BadRow:
+    """Open, decode and lay out one sample."""
+    try:
+        inputs = decode_media(encode_sample(sample, processor, options=options))
+    except OmniError as error:
+        return BadRow(origin=sample.origin, reason=str(error))
+    if not num_targets(inputs):
+        return BadRow(
+            origin=sample.origin,
+            reason="nothing to learn: no word of an assistant counts in the loss",
+        )
+    return inputs
+
+
+def pack_rows(samples: Sequence[OmniInputs], max_length: int) -> list[OmniInputs]:
+    """Put samples into as few rows as first-fit, longest first, needs; none is cut.
+
+    Args:
+        samples: Each of at most `max_length` tokens.
+        max_length: Tokens of a row.
+    """
+    bins: list[list[OmniInputs]] = []
+    room: list[int] = []
+    for sample in sorted(samples, key=lambda s: -s.num_tokens):
+        place = next((i for i, free in enumerate(room) if sample.num_tokens <= free), None)
+        if place is None:
+            bins.append([])
+            room.append(max_length)
+            place = -1
+        bins[place].append(sample)
+        room[place] -= sample.num_tokens
+    return [members[0] if len(members) == 1 else pack(members) for members in bins]
+
+
+def num_targets(row: OmniInputs) -> int:
+    """Tokens of a row that count in the loss: labels are shifted, so the first never does."""
+    assert row.labels is not None
+    return int((row.labels[:, 1:] != IGNORE_INDEX).sum())

@@ -1,0 +1,212 @@
+"""`omni finetune DATA`, `omni finetune --explain` and `omni merge`."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+from omni.errors import RequestError
+
+if TYPE_CHECKING:
+    from finetune.settings import FinetuneSettings
+    from finetune.trainable import Explanation
+
+RUN = "run"
+
+DataArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="DATA", help="A .jsonl, .json or .tar file, or a folder; see docs."),
+]
+WordsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE...", help="Settings, such as learning_rate=1e-4."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for state and result.")]
+BaseOption = Annotated[
+    str | None, typer.Option(help="Checkpoint to start from [default: embedded omni-tiny]")
+]
+PresetOption = Annotated[
+    str | None, typer.Option(help="What is trained, such as lora-all or projectors+lora-mamba.")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="A recipe's name or YAML file: data, preset, settings.")
+]
+HeldOutOption = Annotated[
+    Path | None,
+    typer.Option("--eval", help="Held-out data [default: a share of DATA, see eval_share]"),
+]
+StepsOption = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of order, dropout and new adapters.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Say what would be trained, and stop.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class RunByDefault(TyperGroup):
+    """`omni finetune DATA` is `omni finetune run DATA`; the other verbs keep their names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the verb in front where the first word is none."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+def run(
+    data: DataArgument = None,
+    words: WordsArgument = None,
+    out: OutOption = None,
+    base: BaseOption = None,
+    preset: PresetOption = None,
+    recipe: RecipeOption = None,
+    held_out: HeldOutOption = None,
+    max_steps: StepsOption = None,
+    seed: SeedOption = None,
+    resume: ResumeOption = False,
+    explain: ExplainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on conversations with media: an adapter, or parts of the model whole.
+
+    Presets and settings are explained in docs/finetune.md. A run that was stopped goes on with
+    --resume, and ends with the weights of one that was not.
+    """
+    from finetune.recipes import Job, load_recipe
+    from finetune.settings import parse_overrides
+
+    words = list(words or [])
+    if data is not None and "=" in data.name and not data.exists():  # a setting without DATA
+        words.insert(0, str(data))
+        data = None
+    job = load_recipe(recipe) if recipe else Job()
+    options = {"preset": preset, "max_steps": max_steps, "seed": seed}
+    job = job.changed(parse_overrides(words), data=data, out=out, base=base, held_out=held_out)
+    settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
+    if explain:
+        _explain(job.base, settings, as_json)
+        return
+    if job.data is None or job.out is None:
+        raise RequestError(
+            "Found no DATA or no --out; expected for example: omni finetune data.jsonl --out run"
+        )
+    _train(job, settings, resume, as_json)
+
+
+def merge_command(
+    adapter: Annotated[Path, typer.Argument(help="Folder that `omni finetune` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint.")],
+    base: BaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Melt an adapter into its base and check that scores stay the same."""
+    from finetune.merging import merge
+
+    difference = merge(adapter, out, base=base)
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "max_logit_difference": difference}))
+    else:
+        typer.echo(f"{out}: merged; scores differ by at most {difference:.1e} of the largest")
+
+
+def _explain(base: str | None, settings: "FinetuneSettings", as_json: bool) -> None:
+    explanation = explain(base, settings)
+    if as_json:
+        typer.echo(json.dumps(explanation.to_dict()))
+        return
+    for line in explanation.lines():
+        typer.echo(line)
+
+
+def explain(base: str | None, settings: "FinetuneSettings") -> "Explanation":
+    """What a run would train, without weights: the model is built on the meta device.
+
+    Args:
+        base: A preset of `omni.presets` such as ``nano-omni-30b-a3b``, a checkpoint directory, or
+            None for the embedded one.
+        settings: Of the run.
+    """
+    import torch
+
+    from finetune.trainable import make_trainable
+    from omni import presets
+    from omni.assistant import EMBEDDED_PATH
+    from omni.checkpoint import read_config, resolve_checkpoint
+    from omni.config import OmniConfig
+    from omni.model import OmniModel
+
+    if base in presets.PRESETS:
+        config: Any = presets.PRESETS[base]()
+        if not isinstance(config, OmniConfig):
+            raise RequestError(f"{base} is a decoder alone; expected an omni model to fine-tune.")
+    else:
+        config = read_config(resolve_checkpoint(base) if base else EMBEDDED_PATH)
+    with torch.device("meta"):
+        model = OmniModel(config)
+        model = model.to(torch.bfloat16) if base in presets.PRESETS else model
+        _, _, explanation = make_trainable(model, settings)
+    return explanation
+
+
+def _train(job: Any, settings: "FinetuneSettings", resume: bool, as_json: bool) -> None:
+    from finetune.data import open_dataset
+    from finetune.loop import finetune
+    from finetune.recipes import split
+    from omni.assistant import EMBEDDED_MODEL, Assistant
+
+    dataset = open_dataset(job.data)
+    held_out = open_dataset(job.held_out) if job.held_out is not None else None
+    if held_out is None and settings.eval_share:
+        dataset, held_out = split(dataset, settings.eval_share, settings.seed)
+    assistant = Assistant.from_pretrained(job.base)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def report(row: Any) -> None:
+            text = (
+                f"step {row['step']}/{row['of']} loss {row['loss']:.3f} "
+                f"{row['target_tokens_per_s']:.0f} tokens/s {row['peak_mib']} MiB"
+            )
+            progress.update(task, description=text, completed=row["step"], total=row["of"])
+
+        result = finetune(
+            assistant.model,
+            assistant.processor,
+            dataset,
+            settings,
+            job.out,
+            base=job.base or EMBEDDED_MODEL,
+            held_out=held_out,
+            resume=resume,
+            tell=lambda line: progress.console.print(line, highlight=False),
+            report=report,
+        )
+    figures = {
+        name: found.to_dict()
+        for name, found in (("before", result.before), ("after", result.after))
+        if found is not None
+    }
+    if as_json:
+        bad = [entry.to_dict() for entry in result.bad]
+        typer.echo(json.dumps({"out": str(job.out), "steps": result.steps, **figures, "bad": bad}))
+        return
+    for name, found in figures.items():
+        score = found["score"]
+        judged = "" if score is None else (
+            f", {found['metric']} {100 * score[0]:.1f} % "
+            f"({100 * score[1]:.1f} to {100 * score[2]:.1f})"
+        )  # fmt: skip
+        typer.echo(f"{name}: loss {found['loss']:.4f}{judged}")
+    if result.bad:
+        typer.echo(f"{len(result.bad)} bad row(s), listed in {job.out / 'bad_rows.jsonl'}")
+    typer.echo(
+        f"{job.out}: done; try: omni ask QUESTION FILE --adapter {shlex.quote(str(job.out))}"
+    )

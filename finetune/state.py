@@ -1,0 +1,105 @@
+"""The state of a run on disk: complete or not there, whenever the process dies.
+
+A checkpoint is a folder ``state/step-000050`` that is written under another name and then renamed.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omni.errors import CheckpointError
+
+FOLDER = "state"
+BEST = "best.safetensors"
+KEPT = 2  # the newest checkpoints; older ones are removed
+
+
+def save_state(
+    out: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        out: Folder of the run.
+        step: Steps done.
+        tensors: What is trained, by name.
+        optimizer: Its state is saved whole.
+        progress: JSON: whatever else the run has to know.
+    """
+    folder = out / FOLDER
+    new = folder / f"new-{step:06d}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_file(_on_cpu(tensors), new / "trained.safetensors")
+    torch.save(optimizer.state_dict(), new / "optimizer.pt")
+    (new / "progress.json").write_text(json.dumps({"step": step, **progress}, indent=1))
+    final = folder / f"step-{step:06d}"
+    shutil.rmtree(final, ignore_errors=True)
+    new.rename(final)
+    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def save_best(out: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Keep these weights as the best so far; what was kept before is replaced whole."""
+    new = out / FOLDER / "new-best"
+    new.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_on_cpu(tensors), new)
+    new.replace(out / FOLDER / BEST)
+
+
+def load_best(out: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Bring tensors back to the best weights."""
+    _fill(tensors, load_file(out / FOLDER / BEST))
+
+
+def load_state(
+    out: Path, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Bring tensors and optimiser to the newest checkpoint of a run.
+
+    Args:
+        out: Folder of the run.
+        tensors: What is trained; filled in place.
+        optimizer: Filled.
+
+    Returns:
+        What `save_state` got as progress, and ``step``; None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint holds other tensors.
+    """
+    found = sorted((out / FOLDER).glob("step-*"))
+    if not found:
+        return None
+    saved = load_file(found[-1] / "trained.safetensors")
+    if set(saved) != set(tensors) or any(saved[n].shape != t.shape for n, t in tensors.items()):
+        raise CheckpointError(
+            f"{found[-1]} holds {len(saved)} trained tensor(s) that are not the {len(tensors)} of "
+            "this run. Resume with the preset and base that it was started with, or choose another "
+            "folder."
+        )
+    _fill(tensors, saved)
+    optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", weights_only=True))
+    progress: dict[str, Any] = json.loads((found[-1] / "progress.json").read_text())
+    return progress
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])

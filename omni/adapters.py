@@ -1,0 +1,84 @@
+"""Adapters: load one onto its base, and melt it into the weights."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omni.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from omni.model import OmniModel
+
+ADAPTER_FILE = "omni_adapter.json"
+PEFT_FILE = "adapter_config.json"
+# Values of the embedding table that a fingerprint reads: enough to tell checkpoints apart.
+FINGERPRINT_VALUES = 65_536
+
+
+def read_adapter(directory: str | Path) -> dict[str, Any]:
+    """Read what an adapter says of itself.
+
+    Args:
+        directory: Folder with PEFT's files; `omni_adapter.json` may be missing.
+
+    Returns:
+        ``base``, ``base_fingerprint``, ``preset`` and ``reduction``; None where unknown.
+
+    Raises:
+        CheckpointError: The folder holds no adapter.
+    """
+    directory = Path(directory)
+    if not (directory / PEFT_FILE).is_file():
+        raise CheckpointError(
+            f"{directory} has no {PEFT_FILE}; expected a folder that `omni finetune` or PEFT saved "
+            "an adapter in. A whole checkpoint is loaded with --model."
+        )
+    facts: dict[str, Any] = dict.fromkeys(("base", "base_fingerprint", "preset", "reduction"))
+    facts["base"] = json.loads((directory / PEFT_FILE).read_text()).get("base_model_name_or_path")
+    if (directory / ADAPTER_FILE).is_file():
+        facts.update(json.loads((directory / ADAPTER_FILE).read_text()))
+    return facts
+
+
+def load_adapter(model: "OmniModel", directory: str | Path) -> Any:
+    """Put an adapter into a model, which then answers with it and reduces media as it asks.
+
+    Args:
+        model: The base that the adapter was trained on; changed in place.
+        directory: Folder with PEFT's files.
+
+    Returns:
+        PEFT's wrapper around the model, to merge or switch the adapter off.
+
+    Raises:
+        CheckpointError: No adapter there, or one of another base.
+    """
+    from peft import PeftModel
+
+    facts = read_adapter(directory)
+    found = fingerprint(model)
+    if facts["base_fingerprint"] not in (None, found):
+        raise CheckpointError(
+            f"The adapter in {directory} was trained on {facts['base']!r} (fingerprint "
+            f"{facts['base_fingerprint']}), but this model has fingerprint {found}. Load that base "
+            "with --model."
+        )
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(directory)).eval()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"The adapter in {directory} does not fit this model: {str(error).splitlines()[0]}"
+        ) from error
+    model.config.reduction = {**model.config.reduction, **(facts["reduction"] or {})}
+    return wrapped
+
+
+def fingerprint(model: "OmniModel") -> str:
+    """A short name of a checkpoint's weights: equal for equal token embeddings, in any dtype."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    values = table.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.float16)
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]

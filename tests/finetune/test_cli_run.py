@@ -1,0 +1,113 @@
+"""Fine-tuning, answering with an adapter and merging it, as a user types them."""
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import omni
+from finetune.cli import register
+from finetune.data import open_dataset
+from finetune.merging import merge, sample_inputs
+from finetune.recipes import load_recipe, split
+from omni.adapters import load_adapter
+from omni.errors import CheckpointError, RequestError
+from tests.support import tiny_omni
+from tests.support.rows import turns, write_jsonl, write_media
+
+
+@pytest.fixture(scope="module")
+def app():
+    app = typer.Typer()
+    register(app)
+    return app
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_media(tmp_path_factory.mktemp("data"))
+    rows = [{"messages": turns("<image>What is this?", f"number {i}"), "images": ["a.png"]}
+            for i in range(6)]  # fmt: skip
+    return write_jsonl(folder / "data.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def adapter(app, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    words = ["finetune", str(data), "--out", str(out), "--preset", "lora-all+projectors"]
+    words += ["--max-steps", "2", "metric=cer", "max_new_tokens=4", "reduction=image=uniform(0.5)"]
+    ran = CliRunner().invoke(app, [*words, "learning_rate=1e-2", "--json"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    said = json.loads(ran.stdout)
+    assert said["steps"] == 2
+    assert said["after"]["loss"] < said["before"]["loss"]
+    return out
+
+
+def test_the_adapter_answers_and_carries_its_reduction(adapter):
+    plain, tuned = omni.load(), omni.load(adapter=adapter)
+    assert tuned.model.config.reduction["image"] == "uniform(0.5)"
+    picture = tiny_omni.picture(64, 64, 0)
+    few, many = (a.ask("What is this?", picture, max_new_tokens=4) for a in (tuned, plain))
+    assert few.ledger.prompt_tokens < many.ledger.prompt_tokens
+
+
+def test_plain_peft_loads_it(adapter):
+    from peft import PeftModel
+
+    tuned = omni.load()
+    load_adapter(tuned.model, adapter)
+    inputs = sample_inputs(tuned)
+    plain = PeftModel.from_pretrained(omni.load().model, str(adapter)).eval()
+    with torch.no_grad():
+        expected = tuned.model(**inputs).logits
+        torch.testing.assert_close(plain(**inputs).logits, expected)
+
+
+def test_merging_keeps_every_score(app, adapter, tmp_path):
+    words = ["merge", str(adapter), "--out", str(tmp_path), "--json"]
+    ran = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert json.loads(ran.stdout)["max_logit_difference"] < 1e-4
+    tuned, merged = omni.load(adapter=adapter), omni.load(tmp_path)
+    inputs = sample_inputs(tuned)
+    with torch.no_grad():
+        expected = tuned.model(**inputs).logits
+        torch.testing.assert_close(merged.model(**inputs).logits, expected, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(omni.load().model(**inputs).logits, expected, atol=1e-2)
+    assert merged.model.config.reduction["image"] == "uniform(0.5)"
+
+
+def test_a_merge_that_changes_scores_writes_nothing(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.merging.TOLERANCE", {torch.float32: -1.0})
+    with pytest.raises(CheckpointError, match="nothing was written"):
+        merge(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_explain_stops_before_weights(app):
+    words = ["finetune", "--explain", "--base", "nano-omni-30b-a3b", "lora_rank=64", "--json"]
+    ran = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert json.loads(ran.stdout)["trained"] == 55_422_976
+
+
+def test_held_out_rows_are_always_the_same_and_never_trained_on(data):
+    rows = open_dataset(data)
+    kept, held = split(rows, 0.3, seed=0)
+    again = split(rows, 0.3, seed=0)[1]
+    assert (len(kept), len(held)) == (4, 2)
+    names = [{str(part.origin(i)) for i in range(len(part))} for part in (kept, held, again)]
+    assert names[0].isdisjoint(names[1])
+    assert names[1] == names[2]
+
+
+def test_a_recipe_says_what_it_does_not_know(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("# omni finetune --recipe mine.yaml\ndata: a.jsonl\nsettings: {epochs: 2}\n")
+    assert load_recipe(path).settings.epochs == 2
+    path.write_text("dta: a.jsonl\n")
+    with pytest.raises(RequestError, match=r"found 'dta'; expected keys data"):
+        load_recipe(path)
+    with pytest.raises(RequestError, match="no such recipe"):
+        load_recipe("unknown")

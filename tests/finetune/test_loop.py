@@ -1,0 +1,210 @@
+"""The training loop: what its result depends on, and what it does not."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.balancing import Balancer
+from finetune.batches import Batches, num_targets
+from finetune.data import open_dataset
+from finetune.loop import finetune
+from finetune.settings import FinetuneSettings
+from omni.adapters import load_adapter, read_adapter
+from omni.errors import CheckpointError, RequestError
+from tests.support import tiny_omni
+from tests.support.rows import write_jsonl, write_media
+
+SETTINGS = FinetuneSettings(
+    preset="lora-all",
+    max_steps=4,
+    samples_per_step=3,
+    max_length=600,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    lora_rank=4,
+    metric="none",
+    save_steps=1,
+)
+
+
+def conversation(kind: str | None, name: str, number: int) -> dict:
+    question: list[dict] = [{"type": "text", "text": f"What is in number {number}?"}]
+    if kind is not None:
+        question.insert(0, {"type": kind, kind: name})
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": f"Thing {number}."},
+        ]
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_media(tmp_path_factory.mktemp("data"))
+    files = {p.suffix: p.name for p in folder.iterdir()}
+    kinds = [("image", files[".png"]), ("audio", files[".wav"]), (None, "")]
+    rows = [conversation(*kinds[i % 3], i) for i in range(9)]
+    return write_jsonl(folder / "data.jsonl", rows)
+
+
+def run(data, out, settings=SETTINGS, *, model=None, resume=False, held_out=None):
+    assistant = tiny_omni.assistant()
+    model = model or assistant.model
+    result = finetune(
+        model,
+        assistant.processor,
+        open_dataset(data),
+        settings,
+        out,
+        base="tiny",
+        held_out=held_out,
+        resume=resume,
+    )
+    return model, result
+
+
+def weights(out):
+    return (out / "adapter_model.safetensors").read_bytes()
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(data, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, lora_dropout=0.2, balance_rate=0.01)
+    run(data, tmp_path / "whole", settings)
+
+    class Killed(Exception):
+        pass
+
+    from finetune import loop
+
+    save = loop.save_state
+
+    def save_then_die(out, step, *rest):
+        save(out, step, *rest)
+        if step == 2:
+            raise Killed
+
+    monkeypatch.setattr(loop, "save_state", save_then_die)
+    with pytest.raises(Killed):
+        run(data, tmp_path / "cut", settings)
+    monkeypatch.setattr(loop, "save_state", save)
+    run(data, tmp_path / "cut", settings, resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_packed_rows_learn_what_separate_rows_learn(data, tmp_path):
+    run(data, tmp_path / "packed")
+    run(data, tmp_path / "separate", replace(SETTINGS, packing=False))
+    assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "separate"), rel=1e-4)
+    packed = load_file(tmp_path / "packed" / "adapter_model.safetensors")
+    separate = load_file(tmp_path / "separate" / "adapter_model.safetensors")
+    for name, value in packed.items():
+        torch.testing.assert_close(value, separate[name], rtol=1e-2, atol=1e-3)
+
+
+def test_packing_loses_no_token_and_no_target(data):
+    processor = tiny_omni.assistant().processor
+    packed = Batches(open_dataset(data), processor, SETTINGS).make(0)
+    separate = Batches(open_dataset(data), processor, replace(SETTINGS, packing=False)).make(0)
+    assert packed.num_tokens == separate.num_tokens
+    assert packed.num_targets == separate.num_targets == sum(map(num_targets, separate.rows))
+    assert len(packed.rows) < len(separate.rows) == 3
+    assert all(row.input_ids.shape[1] <= SETTINGS.max_length for row in packed.rows)
+
+
+def test_the_loss_falls(data, tmp_path):
+    run(data, tmp_path / "out", replace(SETTINGS, preset="full", max_steps=25))
+    found = losses(tmp_path / "out")
+    assert sum(found[-3:]) < 0.5 * sum(found[:3])
+
+
+def test_the_adapter_gives_the_trained_model_back(data, tmp_path):
+    settings = replace(SETTINGS, learning_rate=0.1)
+    model, _ = run(data, tmp_path / "out", settings)
+    again = tiny_omni.assistant()
+    load_adapter(again.model, tmp_path / "out")
+    assert read_adapter(tmp_path / "out")["preset"] == "lora-all"
+    batch = Batches(open_dataset(data), again.processor, settings).make(0).rows[0]
+    with torch.no_grad():
+        expected = model(**batch).logits
+        torch.testing.assert_close(again.model(**batch).logits, expected)
+        base = tiny_omni.omni_model()(**batch).logits
+    assert not torch.allclose(base, expected, atol=1e-2)
+
+
+def test_an_adapter_of_another_base_is_refused(data, tmp_path):
+    run(data, tmp_path / "out", replace(SETTINGS, max_steps=1))
+    with pytest.raises(CheckpointError, match="was trained on 'tiny'"):
+        load_adapter(tiny_omni.omni_model(seed=1), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"has no adapter_config.json"):
+        load_adapter(tiny_omni.omni_model(), tmp_path)
+
+
+def test_bad_rows_are_left_out_and_listed_once(data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[4] = {"messages": []}
+    rows[7]["messages"][0]["content"] = [{"type": "image", "image": "missing.png"}]
+    broken = write_jsonl(data.parent / "broken.jsonl", rows)
+    settings = replace(SETTINGS, max_steps=6, max_bad_share=0.5)
+    _, result = run(broken, tmp_path / "out", settings)
+    assert [bad.origin.row for bad in result.bad] == [5, 8]
+    listed = (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in listed] == [5, 8]
+    assert result.steps == 6
+
+    with pytest.raises(RequestError, match=r"2 of 9 rows are bad(.|\n)*missing.png"):
+        run(broken, tmp_path / "strict", replace(settings, max_bad_share=0.1))
+
+
+def test_evaluation_answers_and_keeps_the_best_weights(data, tmp_path):
+    settings = replace(
+        SETTINGS, metric="cer", eval_steps=1, eval_samples=2, max_new_tokens=4, patience=1,
+        learning_rate=0.5,
+    )  # fmt: skip
+    held_out = open_dataset(data)
+    _, result = run(data, tmp_path / "out", settings, held_out=held_out)
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    figures = [row["eval"]["score"][0] for row in rows if "eval" in row]
+    assert figures
+    assert result.after is not None
+    assert result.after.figure >= max(figures) - 1e-6
+    assert len(result.after.examples) == 2
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| loss |" in card
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 1000
+
+
+def test_whole_training_writes_a_checkpoint(data, tmp_path):
+    model, _ = run(data, tmp_path / "out", replace(SETTINGS, preset="projectors", max_steps=2))
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+
+
+def test_another_preset_cannot_resume_a_run(data, tmp_path):
+    run(data, tmp_path / "out", replace(SETTINGS, max_steps=1))
+    with pytest.raises(CheckpointError, match="not the"):
+        run(data, tmp_path / "out", replace(SETTINGS, preset="lora-mamba"), resume=True)
+
+
+def test_balancing_moves_biases_towards_the_experts_that_are_chosen_less(data):
+    assistant = tiny_omni.assistant()
+    model = assistant.model
+    row = Batches(open_dataset(data), assistant.processor, SETTINGS).make(0).rows[0]
+    with Balancer(model, 0.1) as balancer, torch.no_grad():
+        model(**row)
+        loads = [load.clone() for load in balancer._loads]
+    assert balancer.biases
+    for bias, load in zip(balancer.biases.values(), loads, strict=True):
+        assert torch.equal(bias, 0.1 * torch.sign(load.mean() - load))
+    assert not Balancer(model, 0.0).biases
