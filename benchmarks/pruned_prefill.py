@@ -29,7 +29,7 @@ from torch import Tensor
 
 from omni.backbone.cache import HybridCache
 from omni.backbone.model import HybridForCausalLM
-from omni.generation import PREFILL_CHUNK
+from omni.memory import PREFILL_CHUNK
 from omni.presets import nano_30b_a3b
 from token_reduction import TokenLayout, build
 

@@ -25,11 +25,11 @@ from omni.backbone.ssd import MAX_CHUNK_SIZE
 from omni.config import OmniConfig
 from omni.encoding import MAX_ROWS_PER_CPU_PASS, MAX_ROWS_PER_PASS
 from omni.inputs import MediaItem, Modality
+from omni.memory import PREFILL_CHUNK
 from omni.steps import shape_after, walk
 from token_reduction import TokenShape
 
 FLOAT32 = 4  # bytes; pixels, spectrograms, scans and scores are in float32 whatever the model is
-PREFILL_CHUNK = 512
 LAYOUT_BYTES = 160  # of provenance for each source cell, while layouts are merged
 # Beyond the tensors a process grew by 10 to 45 MiB, whatever the request (measured on a CPU).
 OVERHEAD_BYTES = 64 * 2**20

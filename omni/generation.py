@@ -19,12 +19,9 @@ from torch import Tensor
 from omni.encoding import StageTimes
 from omni.errors import RequestError
 from omni.inputs import OmniInputs
-from omni.memory import release_heap
+from omni.memory import PREFILL_CHUNK, release_heap
 from token_reduction import TokenLayout
 
-# Positions of one prefill pass. It bounds activations, so that an hour of audio needs little more
-# memory than a minute.
-PREFILL_CHUNK = 512
 CHUNKS_PER_RELEASE = 4  # chunks after which freed memory goes back to the system: milliseconds
 
 

@@ -21,6 +21,9 @@ from omni.weights_layout import IGNORED, KEPT_FLOAT32
 GIB = 1024**3
 # Room for the Python heap, the read buffer and the activations of a short prompt.
 HEADROOM_BYTES = 256 * 1024**2
+# Positions of one prefill pass. It bounds activations, so that an hour of audio needs little more
+# memory than a minute.
+PREFILL_CHUNK = 512
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PROCESS_CGROUPS = Path("/proc/self/cgroup")
 
