@@ -31,7 +31,7 @@ from token_reduction import TokenShape
 
 FLOAT32 = 4  # bytes; pixels, spectrograms, scans and scores are in float32 whatever the model is
 LAYOUT_BYTES = 160  # of provenance for each source cell, while layouts are merged
-# Beyond the tensors a process grew by 10 to 45 MiB, whatever the request (measured on a CPU).
+# Beyond its tensors a process grew by up to 42 MiB (measured on a CPU, `omni-tiny`).
 OVERHEAD_BYTES = 64 * 2**20
 SPECTRUM_BYTES = 8_192  # of a mel frame on its way: 512 samples, their spectrum, its power
 
