@@ -164,8 +164,8 @@ def finetune(
         world=accelerator.num_processes,
     )
     log = MetricsLog(out, progress.step) if is_main else None
+    started = time.perf_counter()  # waiting for data is part of a step
     for step in batches.steps(progress.step, total) if not progress.stopped else ():
-        started = time.perf_counter()
         rate = settings.rate_at(progress.step, total)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -201,6 +201,7 @@ def finetune(
                 save_state(out, progress.step, tensors, optimizer.optimizer, asdict(progress))
         if progress.stopped:
             break
+        started = time.perf_counter()
 
     model.eval()
     after = judge.measure() if judge is not None and is_main else None
