@@ -31,23 +31,7 @@ from PIL import Image
 
 SKIPPED = 2  # first steps, in which caches fill
 SAMPLE_RATE = 16_000  # Hz
-WORDS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "red",
-    "green",
-    "blue",
-    "left",
-    "right",
-]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "red", "green", "left"]
 
 
 def write_data(folder: Path, rows: int) -> Path:

@@ -23,6 +23,7 @@ from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 from omni.prompt import Message
 from omni.report import Request, write_report
+from omni.text_reader import TextReader
 
 EMBEDDED_MODEL = "omni-tiny"
 EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
@@ -244,7 +245,7 @@ class Assistant:
         self, prompts: Sequence[OmniInputs], generation: GenerationOptions, thinking: bool
     ) -> list[str]:
         batch = collate(prompts, pad_token_id=self.processor.ids.pad, padding_side="left")
-        readers = [_TextReader(self.processor, thinking) for _ in prompts]
+        readers = [TextReader(self.processor, thinking) for _ in prompts]
         prompt = prefill(self.model, batch, answer_tokens=generation.max_new_tokens)
         for step in generate(self.model, prompt, generation, self.vocabulary):
             for row, token in step:
@@ -302,7 +303,7 @@ class AnswerStream(Iterator[str]):
         self.messages = messages
         self.options = options
         self.inputs, self.generation = assistant._prepare(messages, options)
-        self.reader = _TextReader(assistant.processor, bool(options.get("thinking")))
+        self.reader = TextReader(assistant.processor, bool(options.get("thinking")))
         self.times = StageTimes()
         self.prompt: Prefilled | None = None
         self.marks = {"prepare": time.perf_counter() - self.start}
@@ -368,54 +369,6 @@ class AnswerStream(Iterator[str]):
             pixel_mean=config.norm_mean,
             pixel_std=config.norm_std,
         )
-
-
-class _TextReader:
-    """Turns tokens into text as they come; bytes of a character wait for the rest of it.
-
-    Args:
-        processor: For the tokenizer.
-        thinking: The answer starts inside a think block; only what follows it is visible.
-    """
-
-    def __init__(self, processor: OmniProcessor, thinking: bool) -> None:
-        self.tokenizer = processor.tokenizer
-        self.think_end = processor.think_end
-        self.is_thinking = thinking
-        self.thought: list[int] = []
-        self.tokens: list[int] = []
-        self.text = ""
-        self.last_piece = ""
-        self.num_tokens = 0
-
-    @property
-    def reasoning(self) -> str:
-        """The think block's text."""
-        return str(self.tokenizer.decode(self.thought, skip_special_tokens=True)).strip()
-
-    def add(self, token: int) -> str:
-        """Take a token; return the text that is now certain and was not before."""
-        self.num_tokens += 1
-        if self.is_thinking:
-            if token == self.think_end:
-                self.is_thinking = False
-            else:
-                self.thought.append(token)
-            return ""
-        self.tokens.append(token)
-        return self._grow(self._decode().rstrip("\ufffd"))
-
-    def finish(self) -> "_TextReader":
-        """Give up waiting for the rest of a character."""
-        self.last_piece = self._grow(self._decode())
-        return self
-
-    def _decode(self) -> str:
-        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)).lstrip("\n")
-
-    def _grow(self, text: str) -> str:
-        piece, self.text = text[len(self.text) :], text
-        return piece
 
 
 def build_vocabulary(model: OmniModel, processor: OmniProcessor) -> Vocabulary:

@@ -1,0 +1,51 @@
+"""Answer tokens become text, piece by piece."""
+
+from omni.processor import OmniProcessor
+
+
+class TextReader:
+    """Turns tokens into text as they come; bytes of a character wait for the rest of it.
+
+    Args:
+        processor: For the tokenizer.
+        thinking: The answer starts inside a think block; only what follows it is visible.
+    """
+
+    def __init__(self, processor: OmniProcessor, thinking: bool) -> None:
+        self.tokenizer = processor.tokenizer
+        self.think_end = processor.think_end
+        self.is_thinking = thinking
+        self.thought: list[int] = []
+        self.tokens: list[int] = []
+        self.text = ""
+        self.last_piece = ""
+        self.num_tokens = 0
+
+    @property
+    def reasoning(self) -> str:
+        """The think block's text."""
+        return str(self.tokenizer.decode(self.thought, skip_special_tokens=True)).strip()
+
+    def add(self, token: int) -> str:
+        """Take a token; return the text that is now certain and was not before."""
+        self.num_tokens += 1
+        if self.is_thinking:
+            if token == self.think_end:
+                self.is_thinking = False
+            else:
+                self.thought.append(token)
+            return ""
+        self.tokens.append(token)
+        return self._grow(self._decode().rstrip("\ufffd"))
+
+    def finish(self) -> "TextReader":
+        """Give up waiting for the rest of a character."""
+        self.last_piece = self._grow(self._decode())
+        return self
+
+    def _decode(self) -> str:
+        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)).lstrip("\n")
+
+    def _grow(self, text: str) -> str:
+        piece, self.text = text[len(self.text) :], text
+        return piece
