@@ -37,7 +37,7 @@ OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder for results.jsonl and a picture a task.")
 ]
 ConversationsArgument = Annotated[
-    Path, typer.Argument(metavar="DATA", help='JSON Lines of {"messages": [...]} with answers.')
+    Path, typer.Argument(metavar="DATA", help="Conversations with answers: JSON Lines, tar, ...")
 ]
 ScorerOutOption = Annotated[Path, typer.Option("--out", help="Folder for the new checkpoint.")]
 BaseOption = Annotated[
@@ -49,6 +49,10 @@ ModalitiesOption = Annotated[
 ]
 RatesOption = Annotated[
     tuple[float, float], typer.Option(help="Lowest and highest rate that is drawn for a sample.")
+]
+QueriesOption = Annotated[
+    tuple[int, int] | None,
+    typer.Option(help="Train a resampler instead, with a number of queries between these two."),
 ]
 StepsOption = Annotated[int, typer.Option("--max-steps", min=1, help="Optimiser steps.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Conversations in a step.")]
@@ -90,6 +94,7 @@ def train_scorer(
     modality: ModalitiesOption,
     base: BaseOption = None,
     rates: RatesOption = (0.0, 0.85),
+    queries: QueriesOption = None,
     max_steps: StepsOption = 500,
     batch_size: BatchOption = 16,
     learning_rate: LearningRateOption = 3e-3,
@@ -99,21 +104,23 @@ def train_scorer(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the scorers of the reducer `learned` on conversations with media."""
-    from finetune.scorer import ScorerTraining, read_conversations, train_scorers
+    """Train the reducer `learned` (or `resampler`) on conversations with media."""
+    from finetune.data import open_dataset
+    from finetune.scorer import ScorerTraining, train_scorers
     from omni.assistant import Assistant
 
     settings = ScorerTraining(
         steps=max_steps,
         modalities=tuple(modality),  # type: ignore[arg-type]  # checked there
         rates=rates,
+        queries=queries,
         batch_size=batch_size,
         learning_rate=learning_rate,
         projector_learning_rate=projector_learning_rate,
         distillation=distillation,
         seed=seed,
     )
-    conversations = read_conversations(data)
+    conversations = open_dataset(data)
     assistant = Assistant.from_pretrained(base)
     losses: list[float] = []
     with Console(stderr=True).status("training") as status:
@@ -135,8 +142,10 @@ def train_scorer(
     if as_json:
         typer.echo(json.dumps({"out": str(out), "steps": max_steps, "losses": losses}))
         return
-    low, high = rates
-    typer.echo(f"{out}: scorers for {', '.join(modality)}, rates {low:g} to {high:g}")
+    what = f"scorers, rates {rates[0]:g} to {rates[1]:g}"
+    if queries is not None:
+        what = f"resamplers, {queries[0]} to {queries[1]} queries"
+    typer.echo(f"{out}: {what}, for {', '.join(modality)}")
 
 
 def evaluate(

@@ -1,9 +1,10 @@
-r"""Train the scorers of the reducer `learned` through the answers; the rest of the model is frozen.
+r"""Train the reducers `learned` and `resampler` through the answers; the rest is frozen.
 
     loss = (1 - w) * NLL(answer | reduced media) + w * T^2 * KL(p_full || p_reduced)
 
-over the tokens of the answers. Each sample is reduced at a rate of its own, drawn from a range, so
-that one scorer serves all of them; the range is saved with the checkpoint. p_full is what the same
+over the tokens of the answers. Each sample is reduced at a rate (or to a number of queries) of its
+own, drawn from a range, so that one scorer serves all of them; the range is saved with the
+checkpoint. p_full is what the same
 model says of the unreduced media (self-distillation as in DynamicViT, arXiv 2106.02034; softened by
 a temperature T, arXiv 1503.02531).
 
@@ -11,7 +12,6 @@ Everything that a step does follows from its number, the seed and the weights: a
 stopped and goes on ends with the weights of one that was not.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finetune.data import BadRow, Sample, encode_sample
 from omni.config import MODALITIES
 from omni.errors import CheckpointError, RequestError
 from omni.inputs import IGNORE_INDEX, Modality, OmniInputs, collate
@@ -37,7 +38,7 @@ STATE_FILE = "scorer_training.pt"
 # Parts of the model that may be trained beside the scorers.
 PROJECTORS = ("multi_modal_projector", "embed_audio")
 
-Conversations = Sequence[Sequence[Message]]
+Conversation = Sample | BadRow | Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class ScorerTraining:
         steps: Optimiser steps.
         modalities: Whose scorers are trained; media of others are left as they are.
         rates: Lowest and highest rate that is drawn.
+        queries: If given, resamplers are trained instead of scorers, with a number of queries that
+            is drawn between these two.
         batch_size: Conversations in a step.
         learning_rate: Of the scorers, by AdamW; rises linearly over `warmup_steps`, falls along a
             half cosine.
@@ -67,6 +70,7 @@ class ScorerTraining:
     steps: int
     modalities: tuple[Modality, ...]
     rates: tuple[float, float] = (0.0, 0.85)
+    queries: tuple[int, int] | None = None
     batch_size: int = 16
     learning_rate: float = 3e-3
     projector_learning_rate: float = 0.0
@@ -83,6 +87,7 @@ class ScorerTraining:
             "steps": self.steps < 1,
             "modalities": not self.modalities or not set(self.modalities) <= set(MODALITIES),
             "rates": not 0 <= low <= high < 1,
+            "queries": self.queries is not None and not 1 <= self.queries[0] <= self.queries[1],
             "batch_size": self.batch_size < 1,
             "distillation": not 0 <= self.distillation <= 1,
             "temperature": not self.temperature > 0,
@@ -104,11 +109,19 @@ class ScorerTraining:
         drawn = np.random.default_rng([self.seed, 1, number]).uniform(*self.rates)
         return min(max(round(float(drawn), 4), self.rates[0]), self.rates[1])
 
+    def spec_of(self, number: int) -> str:
+        """Return how the sample of a running number is reduced."""
+        if self.queries is None:
+            return f"learned({self.rate_of(number)!r})"
+        drawn = np.random.default_rng([self.seed, 1, number]).integers(*self.queries, endpoint=True)
+        return f"resampler({drawn})"
+
 
 _EXPECTED = {
     "steps": "at least 1",
     "modalities": "at least one of image, video, audio",
     "rates": "the lowest and the highest rate, at least 0 and below 1, such as (0.0, 0.85)",
+    "queries": "the fewest and the most, at least 1, such as (4, 64)",
     "batch_size": "at least 1",
     "distillation": "a weight from 0 to 1",
     "temperature": "a number above 0",
@@ -119,14 +132,14 @@ _EXPECTED = {
 def train_scorers(
     model: OmniModel,
     processor: OmniProcessor,
-    conversations: Conversations,
+    conversations: Sequence[Conversation],
     settings: ScorerTraining,
     *,
     out: Path | None = None,
     resume: bool = False,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train the scorers of a model in place; those it lacks are added.
+    """Train the scorers (or the resamplers) of a model in place; those it lacks are added.
 
     1. Draw samples and their rates; build prompts with labels.
     2. Run the model on the reduced media, and for distillation on all of their tokens.
@@ -135,8 +148,9 @@ def train_scorers(
     Args:
         model: What to train; left in eval mode.
         processor: Of the same checkpoint.
-        conversations: Chat messages that end with an answer; each has media of at least one of the
-            modalities. May be made when asked for; the same index must give the same conversation.
+        conversations: A `finetune.data.Dataset`, or chat messages that end with an answer. Each has
+            media of at least one of the modalities. They may be made when asked for; the same
+            index must give the same conversation.
         settings: How.
         out: Folder for the state of the run and, at the end, the whole checkpoint; None saves
             nothing.
@@ -144,8 +158,8 @@ def train_scorers(
         report: Called after each step with the steps that are done and the loss.
 
     Raises:
-        RequestError: No conversations, one without media of the modalities, or a modality that
-            none of them has.
+        RequestError: No conversations, one that cannot be read or is without media of the
+            modalities, or a modality that none of them has.
         CheckpointError: The state in `out` is of a run with other settings.
     """
     if not len(conversations):
@@ -153,7 +167,10 @@ def train_scorers(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         for modality in settings.modalities:
-            model.add_token_scorer(modality, settings.rates)
+            if settings.queries is None:
+                model.add_token_scorer(modality, settings.rates)
+            else:
+                model.add_resampler(modality, settings.queries)
     with _only_trained(model, settings) as trained:
         optimizer = torch.optim.AdamW(_groups(trained), weight_decay=0.0)
         first_step = 0
@@ -180,61 +197,21 @@ def train_scorers(
         processor.save_pretrained(out)
 
 
-def read_conversations(path: Path) -> list[list[dict[str, Any]]]:
-    """Read chat messages from a JSON Lines file, one conversation `{"messages": [...]}` a line.
-
-    Args:
-        path: Paths of media in it are relative to its folder.
-
-    Raises:
-        RequestError: No such file, or a line that is no conversation.
-    """
-    if not path.is_file():
-        raise RequestError(f"{path}: no such file; expected JSON Lines of conversations.")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            messages = json.loads(line)["messages"]
-            found.append([_located(message, path.parent) for message in messages])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(
-                f'{path}, line {number}: found {line[:60]!r}; expected {{"messages": [...]}} with '
-                f"a role and content in each ({type(error).__name__}: {error})."
-            ) from error
-    return found
-
-
-def _located(message: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A message whose media paths hold from anywhere."""
-    if isinstance(message["content"], str):
-        return message
-    parts = []
-    for part in message["content"]:
-        kind = part["type"]
-        source = part.get(kind)
-        if kind != "text" and isinstance(source, str) and "://" not in source:
-            part = {**part, kind: str(folder / source)}
-        parts.append(part)
-    return {**message, "content": parts}
-
-
 # ---- one step ----
 
 
 def _loss(
     model: OmniModel,
     processor: OmniProcessor,
-    conversations: Conversations,
+    conversations: Sequence[Conversation],
     settings: ScorerTraining,
     step: int,
 ) -> Float[Tensor, ""]:
     first = step * settings.batch_size
     numbers = range(first, first + settings.batch_size)
     samples = [conversations[i] for i in _indices(numbers, len(conversations), settings.seed)]
-    rates = [settings.rate_of(number) for number in numbers]
-    reduced = _batch(processor, samples, [f"learned({rate})" for rate in rates], settings)
+    specs = [settings.spec_of(number) for number in numbers]
+    reduced = _batch(processor, samples, specs, settings)
     logits = _answer_logits(model, reduced)
     assert reduced.labels is not None
     targets = reduced.labels[:, 1:][reduced.labels[:, 1:] != IGNORE_INDEX].to(logits.device)
@@ -256,14 +233,19 @@ def _loss(
 
 def _batch(
     processor: OmniProcessor,
-    samples: Conversations,
+    samples: Sequence[Conversation],
     specs: Sequence[str],
     settings: ScorerTraining,
 ) -> OmniInputs:
     rows = []
-    for messages, spec in zip(samples, specs, strict=True):
+    for sample, spec in zip(samples, specs, strict=True):
+        if isinstance(sample, BadRow):
+            raise RequestError(f"{sample}. Correct the row or leave it out.")
         options = MediaOptions(reduction=dict.fromkeys(settings.modalities, spec))
-        row = processor(messages, options=options, with_labels=True)
+        if isinstance(sample, Sample):
+            row = encode_sample(sample, processor, options=options)
+        else:
+            row = processor(sample, options=options, with_labels=True)
         if not any(item.modality in settings.modalities for item in row.media):
             kinds = ", ".join(sorted({item.modality for item in row.media})) or "none"
             raise RequestError(
@@ -306,7 +288,8 @@ def _seed_of(settings: ScorerTraining, step: int) -> int:
 def _only_trained(model: OmniModel, settings: ScorerTraining) -> Iterator[nn.ModuleDict]:
     """Freeze all but what is trained; afterwards everything is as before, in eval mode."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    trained = nn.ModuleDict({m: model.token_scorers[m] for m in settings.modalities})
+    parts = model.token_scorers if settings.queries is None else model.resamplers
+    trained = nn.ModuleDict({m: parts[m] for m in settings.modalities})
     model.eval().requires_grad_(False)
     trained.train()  # turns on the noise of the scorers
     if settings.projector_learning_rate:
@@ -323,7 +306,7 @@ def _only_trained(model: OmniModel, settings: ScorerTraining) -> Iterator[nn.Mod
 
 
 def _check_all_met(trained: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse to call a scorer trained that no medium ever reached.
+    """Refuse to call trained what no medium ever reached.
 
     Raises:
         RequestError: If there is one.
@@ -331,7 +314,7 @@ def _check_all_met(trained: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> 
     for name, part in trained.items():
         if name in MODALITIES and not any(p in optimizer.state for p in part.parameters()):
             raise RequestError(
-                f"None of the conversations has media of {name}, so its scorer learned nothing. "
+                f"None of the conversations has media of {name}, so nothing was learned for them. "
                 f"Leave {name} out of the modalities, or add such conversations."
             )
 

@@ -61,6 +61,8 @@ class OmniConfig(PreTrainedConfig):
             `evs(video_pruning_rate)` for video when that rate is not 0; `{}` switches it off.
         token_scorers: Trained scorers for the reducer `learned`: for a modality the lowest and
             highest rate that it was trained at. None by default.
+        resamplers: Trained queries for the reducer `resampler`: for a modality the fewest and the
+            most that it was trained with. None by default.
         released_extras: Known keys of published files that have no effect here.
 
     Raises:
@@ -105,6 +107,7 @@ class OmniConfig(PreTrainedConfig):
     audio_end_token_id: int = 29
     reduction: dict[str, str] = field(default_factory=dict)
     token_scorers: dict[str, list[float]] = field(default_factory=dict)
+    resamplers: dict[str, list[int]] = field(default_factory=dict)
     released_extras: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **given: Any) -> None:
@@ -184,7 +187,7 @@ def _check_values(values: dict[str, Any]) -> None:
         )
     if "reduction" not in values:
         values["reduction"] = {"video": f"evs({rate})"} if rate else {}
-    for name in ("reduction", "token_scorers"):
+    for name in ("reduction", "token_scorers", "resamplers"):
         for modality in values.get(name) or {}:
             if modality not in MODALITIES:
                 raise ConfigError(
@@ -196,6 +199,12 @@ def _check_values(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"token_scorers[{modality!r}] is {rates}; expected the lowest and the highest "
                 "rate of training, such as [0.0, 0.8]."
+            )
+    for modality, queries in (values.get("resamplers") or {}).items():
+        if len(queries) != 2 or not 1 <= queries[0] <= queries[1]:
+            raise ConfigError(
+                f"resamplers[{modality!r}] is {queries}; expected the fewest and the most queries "
+                "of training, such as [4, 64]."
             )
     if values.get("ps_version", "v2") != "v2":
         raise ConfigError(

@@ -25,7 +25,7 @@ from omni.loading import as_dtype
 from omni.memory import check_memory
 from omni.projector import Projector
 from omni.tensors import media_from_tensors
-from token_reduction import Reducer, TokenLayout, TokenScorer, build
+from token_reduction import QueryResampler, Reducer, TokenLayout, TokenScorer, build
 
 # Media arguments of transformers' model; see `omni.tensors`.
 MEDIA_TENSORS = (
@@ -90,6 +90,9 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         self.token_scorers = nn.ModuleDict()
         for modality in config.token_scorers:
             self.token_scorers[modality] = TokenScorer(text.hidden_size)
+        self.resamplers = nn.ModuleDict()
+        for modality, (_, most) in config.resamplers.items():
+            self.resamplers[modality] = QueryResampler(text.hidden_size, most)
 
     # ---------------------------------------------------------------- loading and saving
 
@@ -171,6 +174,8 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         weights: dict[str, nn.Module] = {}
         if item.modality in self.token_scorers:
             weights["scorer"] = self.token_scorers[item.modality]
+        if item.modality in self.resamplers:
+            weights["resampler"] = self.resamplers[item.modality]
         return build(item.reduction).part("after_projector").bind(weights)
 
     def add_token_scorer(self, modality: Modality, rates: tuple[float, float]) -> TokenScorer:
@@ -187,6 +192,29 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         scorer = self.token_scorers[modality]
         assert isinstance(scorer, TokenScorer)
         return scorer
+
+    def add_resampler(self, modality: Modality, queries: tuple[int, int]) -> QueryResampler:
+        """Give the model untrained queries for the reducer `resampler`; those that exist are kept.
+
+        Args:
+            modality: What they will read.
+            queries: Fewest and most that they will be trained with; saved with the checkpoint.
+
+        Raises:
+            RequestError: It has fewer or more queries already.
+        """
+        if modality not in self.resamplers:
+            new = QueryResampler(self.config.text_config.hidden_size, queries[1])
+            self.resamplers[modality] = new.to(self.device, self.dtype)
+        resampler = self.resamplers[modality]
+        assert isinstance(resampler, QueryResampler)
+        if resampler.num_queries != queries[1]:
+            raise RequestError(
+                f"The model has {resampler.num_queries} queries for {modality}, but {queries[1]} "
+                "are asked for. Train those it has, or start from a checkpoint without."
+            )
+        self.config.resamplers = {**self.config.resamplers, modality: list(queries)}
+        return resampler
 
     def encode_tubelets(
         self,

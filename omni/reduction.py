@@ -9,6 +9,7 @@ from token_reduction import (
     Learned,
     Modality,
     Reducer,
+    Resampler,
     TokenShape,
     Tome,
     Tubelet,
@@ -39,10 +40,10 @@ def check_reduction(spec: str, modality: Modality, config: OmniConfig) -> Reduce
 
     Raises:
         RequestError: The spec is wrong, has a reducer that the weights fix, or needs a trained
-            scorer that the checkpoint lacks.
+            scorer or resampler that the checkpoint lacks, or more queries than it has.
 
     Warns:
-        ReductionWarning: The rate lies outside those the scorer was trained at.
+        ReductionWarning: The rate, or the number of queries, lies outside those of training.
     """
     try:
         reducer = build(spec)
@@ -70,6 +71,8 @@ def check_reduction(spec: str, modality: Modality, config: OmniConfig) -> Reduce
             )
         if isinstance(member, Learned):
             _check_learned(member, spec, modality, config)
+        if isinstance(member, Resampler):
+            _check_resampler(member, spec, modality, config)
     return reducer
 
 
@@ -96,6 +99,30 @@ def _check_learned(member: Learned, spec: str, modality: Modality, config: OmniC
         warnings.warn(
             f"Reduction {spec!r} for {modality}: the scorer was trained at rates from {low:g} to "
             f"{high:g}. It runs, but how well is not known.",
+            ReductionWarning,
+            stacklevel=2,
+        )
+
+
+def _check_resampler(member: Resampler, spec: str, modality: Modality, config: OmniConfig) -> None:
+    trained = config.resamplers.get(modality)
+    if trained is None:
+        have = ", ".join(config.resamplers) or "none"
+        raise RequestError(
+            f"Reduction {spec!r} for {modality} needs trained queries; this checkpoint has them "
+            f"for: {have}. Train them (omni finetune scorer --queries), or choose a reducer "
+            "without training."
+        )
+    fewest, most = trained
+    if member.num_queries > most:
+        raise RequestError(
+            f"Reduction {spec!r} for {modality} asks for {member.num_queries} queries; this "
+            f"checkpoint has {most}. Ask for at most as many."
+        )
+    if member.num_queries < fewest:
+        warnings.warn(
+            f"Reduction {spec!r} for {modality}: the resampler was trained with {fewest} to {most} "
+            "queries. It runs, but how well is not known.",
             ReductionWarning,
             stacklevel=2,
         )

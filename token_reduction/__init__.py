@@ -22,6 +22,7 @@ from token_reduction.matching import Match, bipartite_match
 from token_reduction.merge import Merge
 from token_reduction.pixel_shuffle import PixelShuffle
 from token_reduction.prune_merge import ClsPruneMerge, PruneMerge
+from token_reduction.resampler import QueryResampler, Resampler
 from token_reduction.silence import Silence
 from token_reduction.spec import REDUCERS, ReducerCall, build, parse
 from token_reduction.stack import Stack
@@ -48,10 +49,12 @@ __all__ = [
     "Modality",
     "PixelShuffle",
     "PruneMerge",
+    "QueryResampler",
     "Random",
     "Reducer",
     "ReducerCall",
     "ReductionStream",
+    "Resampler",
     "Silence",
     "Stack",
     "Stage",

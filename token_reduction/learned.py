@@ -8,8 +8,10 @@ Only the order of the scores decides, so one scorer serves every rate. The MLP s
 an untrained scorer keeps what changed most, as EVS does.
 
 Choosing is not differentiable. The value of a kept token is untouched, but its gradient also
-reaches its score, as if the token had been multiplied by sigmoid(s) (straight-through estimator,
-arXiv 1308.3432). While training, Gumbel noise on the scores lets tokens be kept that the scorer
+reaches its score, as if the token had been sigmoid(s) x + (1 - sigmoid(s)) mean(x): fading into the
+rest of its item stands for being dropped (straight-through estimator, arXiv 1308.3432). Scaling x
+alone would teach little, because a decoder that begins with a norm does not see the length of its
+tokens. While training, Gumbel noise on the scores lets tokens be kept that the scorer
 would drop, or nothing could be learned of them (Gumbel top-k, arXiv 1903.06059).
 """
 
@@ -122,5 +124,6 @@ class Learned(Reducer):
         kept = largest(ranked, self.num_tokens(layout.shape))
         gate = scores[kept].sigmoid().to(features.dtype)
         chosen = features[kept]
-        # The bracket is zero; its gradient is that of a gate on the token.
-        return chosen + chosen * (gate - gate.detach())[:, None], layout.select(kept)
+        # The last bracket is zero; its gradient is that of a gate between the token and the mean.
+        own = (chosen - features.mean(dim=0)).detach()
+        return chosen + own * (gate - gate.detach())[:, None], layout.select(kept)

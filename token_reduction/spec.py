@@ -24,6 +24,7 @@ from token_reduction.learned import Learned
 from token_reduction.merge import Merge
 from token_reduction.pixel_shuffle import PixelShuffle
 from token_reduction.prune_merge import ClsPruneMerge, PruneMerge
+from token_reduction.resampler import Resampler
 from token_reduction.silence import Silence
 from token_reduction.stack import Stack
 from token_reduction.temporal_merge import TemporalMerge
@@ -48,6 +49,7 @@ REDUCERS: dict[str, type[Reducer]] = {
     "evs": Evs,
     "temporal_merge": TemporalMerge,
     "learned": Learned,
+    "resampler": Resampler,
     "adjacent_merge": AdjacentMerge,
     "silence": Silence,
     "uniform": Uniform,

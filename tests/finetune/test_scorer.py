@@ -16,12 +16,8 @@ from PIL import Image
 
 from finetune import scorer as scorer_module
 from finetune.cli import register
-from finetune.scorer import (
-    STATE_FILE,
-    ScorerTraining,
-    read_conversations,
-    train_scorers,
-)
+from finetune.data import open_dataset
+from finetune.scorer import STATE_FILE, ScorerTraining, train_scorers
 from omni import load
 from omni.assistant import Assistant
 from omni.errors import CheckpointError, RequestError
@@ -85,6 +81,25 @@ def test_only_scorers_change_and_the_model_is_left_as_it_was(distillation: float
     assert flags.items() <= {name: p.requires_grad for name, p in model.named_parameters()}.items()
     for scorer in model.token_scorers.values():
         assert bool(scorer.linear_2.weight.any())  # it began at zero
+
+
+def test_resamplers_are_trained_with_any_number_of_queries_in_the_range(tmp_path: Path) -> None:
+    assistant = tiny_omni.assistant()
+    before = weights(assistant)
+    settings = training(queries=(2, 5))
+    assert {settings.spec_of(i) for i in range(40)} == {f"resampler({k})" for k in range(2, 6)}
+    train_scorers(assistant.model, assistant.processor, mixed(), settings, out=tmp_path)
+    assert changed(before, weights(assistant)) == {"resamplers"}
+    loaded = load(tmp_path)
+    assert loaded.model.config.resamplers["audio"] == [2, 5]
+    picture = tiny_omni.picture(32, 48)
+    for one in (assistant, loaded):
+        reply = one.ask("What?", picture, reduction={"image": "resampler(3)"}, max_new_tokens=2)
+        assert reply.ledger.media[0].stages[-2].count == 3
+    with pytest.warns(ReductionWarning, match="trained with 2 to 5 queries"):
+        loaded.plan("What?", picture, reduction={"image": "resampler(1)"})
+    with pytest.raises(RequestError, match="asks for 6 queries; this checkpoint has 5"):
+        loaded.plan("What?", picture, reduction={"image": "resampler(6)"})
 
 
 def test_projectors_change_when_they_have_a_learning_rate() -> None:
@@ -198,6 +213,7 @@ def test_rates_are_spread_over_the_range() -> None:
         ({"modalities": ()}, r"modalities is \(\); expected at least one of"),
         ({"modalities": ("sound",)}, r"modalities is \('sound',\); expected at least one of"),
         ({"rates": (0.5, 1.0)}, r"rates is \(0.5, 1.0\); expected the lowest and the highest"),
+        ({"queries": (5, 2)}, r"queries is \(5, 2\); expected the fewest and the most"),
         ({"batch_size": 0}, r"batch_size is 0"),
         ({"distillation": 1.5}, r"distillation is 1.5; expected a weight from 0 to 1"),
         ({"temperature": 0.0}, r"temperature is 0.0; expected a number above 0"),
@@ -266,19 +282,14 @@ def test_the_command_trains_and_saves_a_checkpoint(
     assert load(tmp_path / "new").model.config.token_scorers == {"image": [0.0, 0.5]}
 
 
-def test_media_paths_are_relative_to_the_file_of_conversations(tmp_path: Path) -> None:
-    part = '[{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]'
-    line = f'{{"messages": [{{"role": "user", "content": {part}}}]}}\n\n'
-    (tmp_path / "data.jsonl").write_text(line)
-    [messages] = read_conversations(tmp_path / "data.jsonl")
-    assert messages[0]["content"][0] == {"type": "image", "image": str(tmp_path / "a.png")}
-    assert messages[0]["content"][1] == {"type": "text", "text": "What?"}
-
-
-def test_a_file_that_holds_no_conversations_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    with pytest.raises(RequestError, match="no such file"):
-        read_conversations(path)
-    path.write_text('{"messages": []}\n{"text": "no"}\n')
-    with pytest.raises(RequestError, match=r"line 2: found '\{\"text\": \"no\"\}'; expected"):
-        read_conversations(path)
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"messages": 3}\n')
+    assistant = tiny_omni.assistant()
+    settings = training(modalities=("image",))
+    with pytest.raises(RequestError, match=r"data\.jsonl.*Correct the row or leave it out"):
+        train_scorers(
+            assistant.model,
+            assistant.processor,
+            open_dataset(tmp_path / "data.jsonl"),
+            settings,
+        )

@@ -98,3 +98,30 @@ def test_without_a_scorer_the_request_is_refused_before_anything_runs() -> None:
 def test_a_range_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"token_scorers\['audio'\] is \[0.9, 0.1\]"):
         tiny_omni.omni_config(token_scorers={"audio": [0.9, 0.1]})
+
+
+def test_a_resampler_is_refused_without_weights_and_with_other_ones() -> None:
+    assistant = tiny_omni.assistant()
+    with pytest.raises(RequestError, match=r"needs trained queries; this checkpoint .*for: none"):
+        assistant.plan("What?", tiny_omni.picture(64, 96), reduction={"image": "resampler(4)"})
+    first = assistant.model.add_resampler("image", (2, 8))
+    assert assistant.model.add_resampler("image", (4, 8)) is first
+    with pytest.raises(RequestError, match="has 8 queries for image, but 16 are asked for"):
+        assistant.model.add_resampler("image", (2, 16))
+
+
+def test_resamplers_answer_alike_alone_and_in_a_batch_of_all_media() -> None:
+    assistant = tiny_omni.assistant()
+    for modality in ("image", "video", "audio"):
+        assistant.model.add_resampler(modality, (1, 8))  # type: ignore[arg-type]
+    reduction = {"video": "resampler(3)", "image": "resampler(5)", "audio": "resampler(4)"}
+    messages = request(assistant)[:1]
+    alone = assistant.chat(messages, reduction=reduction, max_new_tokens=4)
+    assert [entry.stages[-2].count for entry in alone.ledger.media] == [5, 6, 4]
+    both = assistant.chat_batch([messages, messages], reduction=reduction, max_new_tokens=4)
+    assert both == [alone.text, alone.text]
+
+
+def test_a_number_of_queries_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"resamplers\['audio'\] is \[0, 4\]"):
+        tiny_omni.omni_config(resamplers={"audio": [0, 4]})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.support.layouts import (
     assert_same_layout,
@@ -16,7 +17,16 @@ from tests.support.layouts import (
     rates,
     shapes,
 )
-from token_reduction import REDUCERS, STAGES, Chain, Reducer, TokenLayout, TokenShape, build
+from token_reduction import (
+    REDUCERS,
+    STAGES,
+    Chain,
+    QueryResampler,
+    Reducer,
+    TokenLayout,
+    TokenShape,
+    build,
+)
 
 few = settings(max_examples=40, deadline=None)
 
@@ -44,9 +54,27 @@ single_specs: dict[str, st.SearchStrategy[str]] = {
     | st.builds(lambda q, f: f"temporal_merge({q!r}, floor={f})", rates, st.integers(1, 9)),
     "adjacent_merge": rates.map(lambda q: f"adjacent_merge({q!r})"),
     "silence": rates.map(lambda q: f"silence({q!r})"),
+    "resampler": st.integers(1, 9).map(lambda n: f"resampler({n})"),
     "uniform": rates.map(lambda q: f"uniform({q!r})"),
     "random": st.builds(lambda q, s: f"random({q!r}, seed={s})", rates, st.integers(0, 9)),
 }
+
+
+class UntrainedQueries(QueryResampler):
+    """Nine queries for tokens of any width."""
+
+    def __init__(self) -> None:
+        super().__init__(dim=1, num_queries=9, hidden=8, num_heads=2)
+
+    def forward(self, x: Tensor, position: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        wide = QueryResampler(x.shape[-1], num_queries=9, hidden=8, num_heads=2)
+        return wide(x, position, num_kept)
+
+
+def ready(spec: str) -> Reducer:
+    """Build a reducer, with weights if it needs them."""
+    return build(spec).bind({"resampler": UntrainedQueries()})
 
 
 @st.composite
@@ -55,7 +83,7 @@ def cases(draw: st.DrawFn) -> tuple[Reducer, TokenShape]:
     shape = draw(shapes)
     drawn = draw(st.lists(st.one_of(*single_specs.values()), min_size=1, max_size=6))
     members, planned = [], shape
-    for reducer in sorted(map(build, drawn), key=lambda reducer: STAGES.index(reducer.stage)):
+    for reducer in sorted(map(ready, drawn), key=lambda reducer: STAGES.index(reducer.stage)):
         try:
             planned = reducer.plan(planned)
         except ValueError:
