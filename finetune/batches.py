@@ -14,6 +14,7 @@ import numpy as np
 
 from finetune.data import BadRow, Dataset, Sample
 from finetune.data.encode import decode_media, encode_sample, with_max_length
+from finetune.feature_cache import FeatureCache
 from finetune.settings import FinetuneSettings
 from omni.errors import OmniError
 from omni.inputs import IGNORE_INDEX, OmniInputs, pack
@@ -71,6 +72,7 @@ class Batches:
         settings: Of the run.
         rank: This process, which takes every `world`-th row of a step.
         world: Processes.
+        cache: Encodes media once; None leaves that to the model.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class Batches:
         *,
         rank: int = 0,
         world: int = 1,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.dataset, self.settings = dataset, settings
         self.processor = with_max_length(processor, settings.max_length)
         self.options = MediaOptions(reduction=settings.reduction)
         self.rank, self.world = rank, world
+        self.cache = cache
 
     def steps(self, first: int, stop: int) -> Iterator[Step]:
         """Make the steps from `first` to before `stop`."""
@@ -115,7 +119,10 @@ class Batches:
         row = self.dataset[index]
         if isinstance(row, BadRow):
             return row
-        return ready(row, self.processor, self.options)
+        inputs = ready(row, self.processor, self.options)
+        if self.cache is None or isinstance(inputs, BadRow):
+            return inputs
+        return self.cache(inputs)
 
 
 def ready(sample: Sample, processor: OmniProcessor, options: MediaOptions) -> OmniInputs | BadRow:

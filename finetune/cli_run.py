@@ -42,6 +42,10 @@ HeldOutOption = Annotated[
 ]
 StepsOption = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order, dropout and new adapters.")]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache-features", help="Folder that keeps the frozen towers' features."),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the state in --out.")]
 ExplainOption = Annotated[
     bool, typer.Option("--explain", help="Say what would be trained, and stop.")
@@ -69,6 +73,7 @@ def run(
     held_out: HeldOutOption = None,
     max_steps: StepsOption = None,
     seed: SeedOption = None,
+    cache_features: CacheOption = None,
     resume: ResumeOption = False,
     explain: ExplainOption = False,
     as_json: JsonOption = False,
@@ -87,6 +92,7 @@ def run(
         data = None
     job = load_recipe(recipe) if recipe else Job()
     options = {"preset": preset, "max_steps": max_steps, "seed": seed}
+    options["cache_features"] = None if cache_features is None else str(cache_features)
     job = job.changed(parse_overrides(words), data=data, out=out, base=base, held_out=held_out)
     settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
     if explain:

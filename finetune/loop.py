@@ -26,6 +26,7 @@ from finetune.balancing import Balancer
 from finetune.batches import Batches, Step, num_steps
 from finetune.data import BadRow, Dataset, Origin
 from finetune.evaluation import Evaluation, choose_samples, evaluate
+from finetune.feature_cache import FeatureCache
 from finetune.log import MetricsLog
 from finetune.saving import save_result
 from finetune.settings import FinetuneSettings
@@ -162,6 +163,9 @@ def finetune(
         settings,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        cache=FeatureCache(Path(settings.cache_features), model)
+        if settings.cache_features
+        else None,
     )
     log = MetricsLog(out, progress.step) if is_main else None
     started = time.perf_counter()  # waiting for data is part of a step

@@ -47,6 +47,8 @@ class FinetuneSettings:
         patience: Stop after so many evaluations without improvement; 0 never stops early.
         max_new_tokens: Of generated answers in evaluations.
         save_steps: Steps between two savings of the state.
+        cache_features: Folder that keeps what the frozen towers gave for each medium, so that it is
+            encoded once; None encodes in every step.
         max_bad_share: Share of bad rows above which training stops and lists them.
         seed: Seed of data order, dropout and new adapters.
     """
@@ -79,6 +81,7 @@ class FinetuneSettings:
     max_new_tokens: int = 64
     save_steps: int = 50
     max_bad_share: float = 0.1
+    cache_features: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

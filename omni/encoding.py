@@ -14,13 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from encoders import TokenMerging, watch_class_attention
 from omni.inputs import MediaItem, Window
-from omni.reduction import members
-from token_reduction import Reducer, ReductionStream, TokenLayout, Tome, build
-from token_reduction.matching import bipartite_match
+from omni.towers import batch_key, project, run_tower
+from token_reduction import Reducer, ReductionStream, TokenLayout
 
 # Patches (or mel frames) of one tower pass. On an accelerator: enough to keep the matrix units
 # busy, little enough that activations stay small; the released serving stack uses the same bound
@@ -66,7 +63,11 @@ def encode_media(
     bound = MAX_ROWS_PER_CPU_PASS if model.device.type == "cpu" else MAX_ROWS_PER_PASS
     for batch in _batches(items, times, bound):
         start = time.perf_counter()
-        projected, attention = _run_tower(model, items, batch)
+        hidden, attention = run_tower(model, items, batch)
+        projected = [
+            project(model, items[index], rows)
+            for (index, _), rows in zip(batch, hidden, strict=True)
+        ]
         share = (time.perf_counter() - start) / sum(len(w.rows) for _, w in batch)
         for n, (index, window) in enumerate(batch):
             times.encode_s[index] += share * len(window.rows)
@@ -160,7 +161,7 @@ def _batches(
 ) -> Iterator[list[tuple[int, Window]]]:
     """Windows cut into tower passes; kinds, video grids and clip lengths never mix."""
     batch: list[tuple[int, Window]] = []
-    batch_key: tuple[Any, ...] = ()
+    key_of_batch: tuple[Any, ...] = ()
     rows = 0
     by_kind = sorted(range(len(items)), key=lambda i: (items[i].modality, items[i].grid[1:]))
     for index in by_kind:
@@ -168,118 +169,12 @@ def _batches(
         start = time.perf_counter()
         for window in item.windows:
             times.decode_s[index] += time.perf_counter() - start
-            key = _batch_key(item, window)
-            if batch and (key != batch_key or rows + len(window.rows) > max_rows):
+            key = batch_key(item, window)
+            if batch and (key != key_of_batch or rows + len(window.rows) > max_rows):
                 yield batch
                 batch, rows = [], 0
             batch.append((index, window))
-            batch_key, rows = key, rows + len(window.rows)
+            key_of_batch, rows = key, rows + len(window.rows)
             start = time.perf_counter()
     if batch:
         yield batch
-
-
-def _batch_key(item: MediaItem, window: Window) -> tuple[Any, ...]:
-    if item.modality == "image":
-        return ("image", merging_rate(item))
-    if item.modality == "video":
-        return ("video", *item.grid[1:], merging_rate(item))
-    return ("audio", *window.rows.shape, window.num_valid)
-
-
-def _run_tower(
-    model: Any, items: Sequence[MediaItem], batch: list[tuple[int, Window]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """One tower pass over windows of one kind.
-
-    Returns:
-        Projected tokens window by window, and the attention to each patch likewise; of the latter
-        nothing where no item of the batch needs it.
-    """
-    modality = items[batch[0][0]].modality
-    if modality == "audio":
-        return _encode_audio(model, [window for _, window in batch]), []
-    grids = [items[index].grid for index, _ in batch]
-    windows = [window.rows for _, window in batch]
-    rate = merging_rate(items[batch[0][0]])
-    merging = TokenMerging(match=bipartite_match, rate=rate) if rate else None
-    encode = _encode_images if modality == "image" else _encode_videos
-    if not any(needs_attention(items[index]) for index, _ in batch):
-        return encode(model, windows, grids, merging), []
-    with watch_class_attention(model.vision_model) as seen:
-        projected = encode(model, windows, grids, merging)
-    per_patch = model.tubelet.num_frames if modality == "video" else 1
-    sizes = [
-        -(-len(rows) // (height * width * per_patch)) * height * width
-        for rows, (_, height, width) in zip(windows, grids, strict=True)
-    ]
-    return projected, list(torch.cat(seen).split(sizes))
-
-
-def needs_attention(item: MediaItem) -> bool:
-    """Whether an item's reduction asks what the tower looks at."""
-    return "attention" in build(item.reduction).part("after_projector").cues
-
-
-def merging_rate(item: MediaItem) -> float:
-    """Fraction of an item's patches that its request wants merged inside the tower; 0 is none."""
-    rates = [r.rate for r in members(build(item.reduction)) if isinstance(r, Tome)]
-    return max(rates, default=0.0)
-
-
-def _encode_images(
-    model: Any,
-    windows: list[Tensor],
-    grids: list[tuple[int, int, int]],
-    merging: TokenMerging | None,
-) -> list[Tensor]:
-    """Pictures of any grids, packed; none sees another."""
-    tower = model.vision_model
-    sizes = torch.tensor([grid[1:] for grid in grids])
-    patches = torch.cat(windows).to(model.device, tower.dtype)
-    hidden = tower.encode_images(patches, sizes, merging)
-    return [
-        model.project_vision(tokens, "image", grid)
-        for tokens, grid in zip(hidden.split([len(w) for w in windows]), grids, strict=True)
-    ]
-
-
-def _encode_videos(
-    model: Any,
-    windows: list[Tensor],
-    grids: list[tuple[int, int, int]],
-    merging: TokenMerging | None,
-) -> list[Tensor]:
-    """Frames of one grid size; tubelets are made within each window, so videos never mix."""
-    tower = model.vision_model
-    _, height, width = grids[0]
-    tubelets, steps = [], []
-    for rows in windows:
-        frames = len(rows) // (height * width)
-        layout = TokenLayout.full("video", (frames, height, width))
-        rows, layout = model.tubelet(rows.to(model.device, tower.dtype), layout)
-        tubelets.append(rows)
-        steps.append(layout.shape.grid[0])
-    hidden = model.encode_tubelets(torch.cat(tubelets), (height, width), merging)
-    return [
-        model.project_vision(tokens, "video", (t, height, width))
-        for tokens, t in zip(hidden.split([len(r) for r in tubelets]), steps, strict=True)
-    ]
-
-
-def _encode_audio(model: Any, windows: list[Window]) -> list[Tensor]:
-    """Clips of equal length, trimmed to the tokens that stand for real samples.
-
-    Prompts made by transformers' processor have one placeholder more where the valid frames are a
-    multiple of eight; it stands for no sound and gets an empty embedding.
-    """
-    tower = model.audio_tower
-    features = torch.stack([window.rows for window in windows]).to(model.device, tower.dtype)
-    lengths = torch.tensor([window.num_valid for window in windows], device=model.device)
-    hidden = tower.encode_clip(features, lengths)
-    tokens = max(window.num_tokens for window in windows)
-    hidden = F.pad(hidden, (0, 0, 0, max(tokens - hidden.shape[1], 0)))
-    return [
-        model.embed_audio(clip[: window.num_tokens])
-        for clip, window in zip(hidden, windows, strict=True)
-    ]

@@ -25,9 +25,9 @@ from encoders.audio.features import HOP_LENGTH
 from encoders.vision.merging import merge_counts
 from omni.backbone.ssd import MAX_CHUNK_SIZE
 from omni.config import OmniConfig
-from omni.encoding import merging_rate
 from omni.inputs import MediaItem
 from omni.steps import shape_after, walk
+from omni.towers import merging_rate
 from token_reduction import TokenShape
 
 

@@ -32,6 +32,7 @@ class Window(NamedTuple):
     rows: Tensor  # image, video: (patches, patch values); audio: (mel frames, mel bins)
     num_valid: int  # rows that are real; the rest is padding (audio)
     num_tokens: int  # tower outputs that count: patches, tubelet patches, audio tokens
+    is_hidden: bool = False  # rows are what the tower gave, not what it reads
 
 
 class LazyWindows:
