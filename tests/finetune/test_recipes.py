@@ -1,0 +1,116 @@
+"""Every recipe: its first line is its command, its settings hold, and it takes two steps."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from finetune.cli_run import explain
+from finetune.data import open_dataset
+from finetune.loop import finetune
+from finetune.recipes import FOLDER, load_recipe, recipe_names
+from finetune.recipes.prepare import is_test, prepare
+from omni.errors import RequestError
+from tests.support import tiny_omni
+
+BIG = [name for name in recipe_names() if name.startswith("nano-omni")]
+MEMORY_GB = {"nano-omni-lora-1gpu": 1 * 80, "nano-omni-sft-8gpu": 8 * 80}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Folders in the layout of SROIE and Speech Commands, with made-up content."""
+    folder = tmp_path_factory.mktemp("sources")
+    rng = np.random.default_rng(0)
+    receipts, words = [], []
+    for name in ("sroie/images", "words/audio"):
+        (folder / name).mkdir(parents=True)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (300, 200), dtype=np.uint8)).save(
+            folder / f"sroie/images/{i}.png"
+        )
+        key = {"company": f"SHOP {i // 2}", "address": f"{i} HIGH STREET"}
+        receipts.append({"id": str(i), "file": f"images/{i}.png", "key": key})
+        path = f"audio/{i}.wav"
+        soundfile.write(folder / "words" / path, rng.normal(0, 0.1, 8000), 16_000)
+        words.append({"file": path, "label": "yes" if i % 2 else "no", "speaker": f"s{i // 2}"})
+    for name, rows in (("sroie", receipts), ("words", words)):
+        (folder / name / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(sources, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    prepare("receipts", sources / "sroie", out / "receipts")
+    prepare("words", sources / "words", out / "words")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.recipes.prepare.NUM_CLIPS", {"train": 4, "test": 2})
+        prepare("clips", sources, out / "clips")
+    return out
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_first_line_is_the_command(name):
+    first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert f"--recipe {name}" in first
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_it_takes_two_steps(name, prepared, tmp_path):
+    job = load_recipe(name)
+    data = prepared / (job.data.parent.name if job.data else "receipts")
+    assistant = tiny_omni.assistant()
+    settings = replace(
+        job.settings,
+        max_steps=2,
+        samples_per_step=2,
+        eval_samples=2,
+        max_new_tokens=4,
+        mixed_precision="no",
+        lora_rank=4,
+        cache_features=str(tmp_path / "features") if job.settings.cache_features else None,
+    )
+    result = finetune(
+        assistant.model,
+        assistant.processor,
+        open_dataset(data / "train.jsonl"),
+        settings,
+        tmp_path / "run",
+        base="tiny",
+        held_out=open_dataset(data / "test.jsonl"),
+    )
+    assert result.steps == 2
+    assert not result.bad
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_the_released_model_fits_the_machines_that_the_recipe_names(name):
+    job = load_recipe(name)
+    found = explain(job.base, job.settings)
+    needed = found.weight_bytes + found.gradient_bytes + found.optimizer_bytes
+    assert needed < MEMORY_GB[name] * 1e9 * 0.9  # the rest is for activations
+    if name == "nano-omni-lora-1gpu":
+        assert found.trained == 55_422_976
+
+
+def test_shops_and_speakers_are_on_one_side(prepared):
+    rows = {
+        part: list(map(json.loads, (prepared / f"receipts/{part}.jsonl").read_text().splitlines()))
+        for part in ("train", "test")
+    }
+    for part, found in rows.items():
+        assert found
+        for row in found:
+            company = json.loads(row["messages"][1]["content"])["company"]
+            assert is_test(company) == (part == "test")
+            assert row["messages"][0]["content"].count("<image>") == len(row["images"]) == 2
+
+
+def test_missing_data_say_what_was_expected(tmp_path):
+    with pytest.raises(RequestError, match=r"manifest.jsonl: no such file"):
+        prepare("words", tmp_path, tmp_path)
