@@ -9,6 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from finetune.cli_eval import (
+    AdapterOption,
+    AnswerOption,
+    MetricOption,
+    ReduceOption,
+    evaluate_data,
+)
 from finetune.cli_run import RUN, RunByDefault, merge_command, run
 from omni.errors import RequestError
 
@@ -16,7 +23,12 @@ if TYPE_CHECKING:
     from finetune.bench.reduce import Row
     from finetune.tiny.evaluate import Score
 
-WhatArgument = Annotated[str, typer.Argument(help="`tiny`: everything that omni-tiny claims.")]
+WhatArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="tiny|DATA", help="`tiny`: everything that omni-tiny claims; or your own data."
+    ),
+]
 DataOption = Annotated[Path, typer.Option(help="Folder of the data, with fsdd/, cifar10/ ...")]
 ModelOption = Annotated[
     str | None, typer.Option(help="Checkpoint directory or hub id [default: embedded omni-tiny]")
@@ -152,12 +164,21 @@ def evaluate(
     what: WhatArgument,
     data: DataOption = DATA,
     model: ModelOption = None,
+    adapter: AdapterOption = None,
+    metric: MetricOption = "exact",
+    reduce: ReduceOption = None,
+    max_new_tokens: AnswerOption = 64,
     limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a checkpoint on held-out data, with 95 % intervals."""
+    """Measure a checkpoint on held-out data, with 95 % intervals.
+
+    `omni eval tiny` measures what omni-tiny claims; `omni eval DATA` the answers to any data that
+    `omni finetune` reads.
+    """
     if what != "tiny":
-        raise RequestError(f"Found eval {what!r}; expected 'tiny', the only evaluation there is.")
+        evaluate_data(Path(what), model, adapter, metric, reduce, max_new_tokens, limit, as_json)
+        return
     check_data(data)
     # Here, because torch and the data code take seconds and `omni --help` shall not.
     from finetune.tiny import evaluate as tiny
@@ -165,7 +186,7 @@ def evaluate(
 
     console = Console(stderr=True)
     start = time.perf_counter()
-    assistant = Assistant.from_pretrained(model)
+    assistant = Assistant.from_pretrained(model, adapter=adapter)
     cases = tiny.make_cases(data, limit)
     with console.status("evaluating") as status:
         scores = tiny.evaluate(

@@ -86,6 +86,19 @@ def test_a_merge_that_changes_scores_writes_nothing(adapter, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_answers_to_own_data_are_measured(app, adapter, data):
+    words = ["eval", str(data), "--metric", "cer", "--max-new-tokens", "4", "--json"]
+    said = {
+        name: json.loads(CliRunner().invoke(app, [*words, *more], catch_exceptions=False).stdout)
+        for name, more in (("base", []), ("tuned", ["--adapter", str(adapter)]))
+    }
+    assert said["tuned"]["loss"] < said["base"]["loss"]
+    mean, low, high = said["base"]["score"]
+    assert 0 <= low <= mean <= high <= 1
+    with pytest.raises(RequestError, match="expected 'tiny', or a data file"):
+        CliRunner().invoke(app, ["eval", "nothing"], catch_exceptions=False)
+
+
 def test_explain_stops_before_weights(app):
     words = ["finetune", "--explain", "--base", "nano-omni-30b-a3b", "lora_rank=64", "--json"]
     ran = CliRunner().invoke(app, words, catch_exceptions=False)
