@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from omni.adapters import PEFT_FILE
 from omni.errors import RequestError
 
 if TYPE_CHECKING:
@@ -95,14 +96,16 @@ def run(
     options["cache_features"] = None if cache_features is None else str(cache_features)
     job = job.changed(parse_overrides(words), data=data, out=out, base=base, held_out=held_out)
     settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
+    stages = [settings.changed(stage) for stage in job.stages] or [settings]
     if explain:
-        _explain(job.base, settings, as_json)
+        for stage in stages:
+            _explain(job.base, stage, as_json)
         return
     if job.data is None or job.out is None:
         raise RequestError(
             "Found no DATA or no --out; expected for example: omni finetune data.jsonl --out run"
         )
-    _train(job, settings, resume, as_json)
+    _train(job, stages, resume, as_json)
 
 
 def merge_command(
@@ -160,16 +163,17 @@ def explain(base: str | None, settings: "FinetuneSettings") -> "Explanation":
     return explanation
 
 
-def _train(job: Any, settings: "FinetuneSettings", resume: bool, as_json: bool) -> None:
+def _train(job: Any, stages: "list[FinetuneSettings]", resume: bool, as_json: bool) -> None:
     from finetune.data import open_dataset
-    from finetune.loop import finetune
     from finetune.recipes import split
+    from finetune.stages import run_stages
     from omni.assistant import EMBEDDED_MODEL, Assistant
 
     dataset = open_dataset(job.data)
     held_out = open_dataset(job.held_out) if job.held_out is not None else None
-    if held_out is None and settings.eval_share:
-        dataset, held_out = split(dataset, settings.eval_share, settings.seed)
+    first = stages[0]
+    if held_out is None and first.eval_share:
+        dataset, held_out = split(dataset, first.eval_share, first.seed)
     assistant = Assistant.from_pretrained(job.base)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -183,11 +187,11 @@ def _train(job: Any, settings: "FinetuneSettings", resume: bool, as_json: bool) 
             )
             progress.update(task, description=text, completed=row["step"], total=row["of"])
 
-        result = finetune(
+        results = run_stages(
             assistant.model,
             assistant.processor,
             dataset,
-            settings,
+            stages,
             job.out,
             base=job.base or EMBEDDED_MODEL,
             held_out=held_out,
@@ -195,9 +199,13 @@ def _train(job: Any, settings: "FinetuneSettings", resume: bool, as_json: bool) 
             tell=lambda line: progress.console.print(line, highlight=False),
             report=report,
         )
+    if not results:
+        typer.echo(f"{job.out}: all stages were done before")
+        return
+    result = results[-1]
     figures = {
         name: found.to_dict()
-        for name, found in (("before", result.before), ("after", result.after))
+        for name, found in (("before", results[0].before), ("after", result.after))
         if found is not None
     }
     if as_json:

@@ -20,7 +20,7 @@ from finetune.settings import FinetuneSettings
 from omni.errors import RequestError
 
 FOLDER = Path(__file__).parent
-_KEYS = ("data", "held_out", "base", "out", "settings")
+_KEYS = ("data", "held_out", "base", "out", "settings", "stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Job:
         base: Checkpoint; None is the embedded one.
         out: Folder for state and result.
         settings: How to train.
+        stages: What each stage sets differently; empty for one run.
     """
 
     data: Path | None = None
@@ -40,6 +41,7 @@ class Job:
     base: str | None = None
     out: Path | None = None
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
+    stages: tuple[Mapping[str, Any], ...] = ()
 
     def changed(self, words: Mapping[str, str], **given: Any) -> "Job":
         """The same job with what the command line gives in place.
@@ -48,7 +50,7 @@ class Job:
             words: Settings, or one of data, held_out, base, out.
             given: Fields; None leaves what there is.
         """
-        own = {k: v for k, v in words.items() if k in _KEYS and k != "settings"}
+        own = {k: v for k, v in words.items() if k in _KEYS[:4]}
         settings = self.settings.changed({k: v for k, v in words.items() if k not in own})
         fields: dict[str, Any] = {**own, **{k: v for k, v in given.items() if v is not None}}
         paths = {k: Path(v) for k, v in fields.items() if k != "base"}
@@ -84,7 +86,10 @@ def load_recipe(name: str | Path) -> Job:
         raise RequestError(f"{path}: found {unknown[0]!r}; expected keys {', '.join(_KEYS)}.")
     settings = FinetuneSettings().changed(found.get("settings", {}))
     given = {key: found[key] for key in _KEYS[:4] if key in found}
-    return Job(settings=settings).changed({}, **given)
+    stages = tuple(found.get("stages", ()))
+    for stage in stages:
+        settings.changed(stage)  # refuses what nobody knows, before anything runs
+    return Job(settings=settings, stages=stages).changed({}, **given)
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
