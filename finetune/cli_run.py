@@ -221,6 +221,5 @@ def _train(job: Any, stages: "list[FinetuneSettings]", resume: bool, as_json: bo
         typer.echo(f"{name}: loss {found['loss']:.4f}{judged}")
     if result.bad:
         typer.echo(f"{len(result.bad)} bad row(s), listed in {job.out / 'bad_rows.jsonl'}")
-    typer.echo(
-        f"{job.out}: done; try: omni ask QUESTION FILE --adapter {shlex.quote(str(job.out))}"
-    )
+    option = "--adapter" if (job.out / PEFT_FILE).exists() else "--model"
+    typer.echo(f"{job.out}: done; try: omni ask QUESTION FILE {option} {shlex.quote(str(job.out))}")

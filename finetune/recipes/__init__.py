@@ -53,7 +53,7 @@ class Job:
         own = {k: v for k, v in words.items() if k in _KEYS[:4]}
         settings = self.settings.changed({k: v for k, v in words.items() if k not in own})
         fields: dict[str, Any] = {**own, **{k: v for k, v in given.items() if v is not None}}
-        paths = {k: Path(v) for k, v in fields.items() if k != "base"}
+        paths: dict[str, Any] = {k: Path(v) for k, v in fields.items() if k != "base"}
         base = fields.get("base", self.base)
         return replace(self, settings=settings, base=base, **paths)
 
