@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from finetune.cli_check import check
 from finetune.cli_eval import (
     AdapterOption,
     AnswerOption,
@@ -95,6 +96,7 @@ def register(app: typer.Typer) -> None:
         cls=RunByDefault, no_args_is_help=True, help="Adapt a model to your own data."
     )
     finetune.command(RUN)(run)
+    finetune.command("check")(check)
     finetune.command("scorer")(train_scorer)
     app.add_typer(finetune, name="finetune")
     app.command("merge")(merge_command)
