@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import omni
@@ -121,7 +121,7 @@ def print_report(report: "DataReport", console: Console) -> None:
             table.add_row("samples" if kind == "all" else kind, *numbers, bins)
     console.print(table)
     if report.longest:
-        table = Table("longest samples", "tokens", "of which")
+        table = Table(Column("longest samples", overflow="fold"), "tokens", "of which")
         for origin, counts in report.longest:
             shares = ", ".join(f"{k} {n:,}" for k, n in counts.items() if n and k != "all")
             table.add_row(Text(str(origin)), f"{counts['all']:,}", shares)

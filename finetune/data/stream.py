@@ -200,8 +200,15 @@ class BatchStream(torch.utils.data.IterableDataset[Batch]):
         """Yield this process's share of the batches, from `start` on.
 
         Raises:
-            RequestError: Too many rows are bad, or an epoch has no row that is good.
+            RequestError: Too many rows are bad, an epoch has no row that is good, or several workers
+                of a DataLoader would each give every batch.
         """
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise RequestError(
+                f"found {worker.num_workers} workers of a DataLoader; expected num_workers=1, since "
+                "each gives all batches"
+            )
         group: list[_Planned] = []
         epoch = self.start.epoch
         for planned in self._planned():

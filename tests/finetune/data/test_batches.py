@@ -217,6 +217,9 @@ def test_a_worker_process_gives_the_same_batches(folder, processor):
     there = take_epoch(iter(loader))
     assert len(here) == len(there)
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    two = torch.utils.data.DataLoader(loader.dataset, batch_size=None, num_workers=2)
+    with pytest.raises(RequestError, match="found 2 workers of a DataLoader"):
+        next(iter(two))
     windows = [
         [w.rows for item in b.inputs.media for w in item.windows] for b in (here[0], there[0])
     ]
