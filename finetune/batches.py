@@ -4,7 +4,7 @@ A run that was stopped and goes on therefore sees what it would have seen, witho
 the number of steps done. A row that turns out bad is left out of its step and written down.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,12 +12,12 @@ from math import ceil
 
 import numpy as np
 
-from finetune.data import BadRow, Dataset, Sample
+from finetune.data import BadRow, Collator, Dataset, Sample, num_targets
 from finetune.data.encode import decode_media, encode_sample, with_max_length
 from finetune.feature_cache import FeatureCache
 from finetune.settings import FinetuneSettings
 from omni.errors import OmniError
-from omni.inputs import IGNORE_INDEX, OmniInputs, pack
+from omni.inputs import OmniInputs
 from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 
@@ -27,7 +27,7 @@ class Step:
     """What one process runs in one optimiser step.
 
     Attributes:
-        rows: Each runs through the model once; packed ones hold several samples.
+        rows: Each runs through the model once and holds several samples, packed or padded.
         bad: Rows of the data that were left out, by position.
     """
 
@@ -87,7 +87,15 @@ class Batches:
     ) -> None:
         self.dataset, self.settings = dataset, settings
         self.processor = with_max_length(processor, settings.max_length)
-        self.options = MediaOptions(reduction=settings.reduction)
+        self.options = MediaOptions(
+            reduction=settings.reduction,
+            max_tokens=settings.max_length if settings.reduce_to_fit else None,
+        )
+        self.collator = Collator(
+            processor.ids.pad,
+            max_length=settings.max_length,
+            batching="pack" if settings.packing else "bucket",
+        )
         self.rank, self.world = rank, world
         self.cache = cache
 
@@ -111,8 +119,7 @@ class Batches:
                 bad[index] = found
             else:
                 samples.append(found)
-        rows = pack_rows(samples, self.settings.max_length) if self.settings.packing else samples
-        return Step(rows=rows, bad=bad)
+        return Step(rows=self.collator.batches(samples), bad=bad)
 
     def read(self, index: int) -> OmniInputs | BadRow:
         """Make one row ready for the model, or say what is wrong with it."""
@@ -137,29 +144,3 @@ def ready(sample: Sample, processor: OmniProcessor, options: MediaOptions) -> Om
             reason="nothing to learn: no word of an assistant counts in the loss",
         )
     return inputs
-
-
-def pack_rows(samples: Sequence[OmniInputs], max_length: int) -> list[OmniInputs]:
-    """Put samples into as few rows as first-fit, longest first, needs; none is cut.
-
-    Args:
-        samples: Each of at most `max_length` tokens.
-        max_length: Tokens of a row.
-    """
-    bins: list[list[OmniInputs]] = []
-    room: list[int] = []
-    for sample in sorted(samples, key=lambda s: -s.num_tokens):
-        place = next((i for i, free in enumerate(room) if sample.num_tokens <= free), None)
-        if place is None:
-            bins.append([])
-            room.append(max_length)
-            place = -1
-        bins[place].append(sample)
-        room[place] -= sample.num_tokens
-    return [members[0] if len(members) == 1 else pack(members) for members in bins]
-
-
-def num_targets(row: OmniInputs) -> int:
-    """Tokens of a row that count in the loss: labels are shifted, so the first never does."""
-    assert row.labels is not None
-    return int((row.labels[:, 1:] != IGNORE_INDEX).sum())

@@ -20,15 +20,11 @@ if TYPE_CHECKING:
     from omni import OmniProcessor
 
 DataArgument = Annotated[
-    Path, typer.Argument(help=".jsonl, .json, dataset_info.json, .tar, or a folder of these.")
+    Path, typer.Argument(help=".jsonl, .json, .tar, dataset_info.json#SET, or a folder.")
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option(help="Checkpoint that will be trained [default: embedded omni-tiny]"),
-]
-SetOption = Annotated[
-    str | None,
-    typer.Option("--set", help="Set of a dataset_info.json, or split; several with commas."),
 ]
 MediaOption = Annotated[
     Path | None,
@@ -51,7 +47,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 def check(
     data: DataArgument,
     model: ModelOption = None,
-    set_name: SetOption = None,
     media: MediaOption = None,
     root: RootOption = None,
     max_length: LengthOption = None,
@@ -63,7 +58,7 @@ def check(
     from finetune.data import check_dataset, open_dataset, with_max_length
     from omni import MediaOptions
 
-    dataset = open_dataset(data, name=set_name, media_dir=media)
+    dataset = open_dataset(data, media_dir=media)
     processor = load_processor(model)
     processor.allowed_roots = root
     length = min(max_length or processor.settings.max_model_len, processor.settings.max_model_len)

@@ -41,6 +41,10 @@ HeldOutOption = Annotated[
     Path | None,
     typer.Option("--eval", help="Held-out data [default: a share of DATA, see eval_share]"),
 ]
+MediaOption = Annotated[
+    Path | None,
+    typer.Option("--media", help="Folder of relative media paths [default: that of the data]"),
+]
 StepsOption = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of order, dropout and new adapters.")]
 CacheOption = Annotated[
@@ -72,6 +76,7 @@ def run(
     preset: PresetOption = None,
     recipe: RecipeOption = None,
     held_out: HeldOutOption = None,
+    media: MediaOption = None,
     max_steps: StepsOption = None,
     seed: SeedOption = None,
     cache_features: CacheOption = None,
@@ -94,7 +99,8 @@ def run(
     job = load_recipe(recipe) if recipe else Job()
     options = {"preset": preset, "max_steps": max_steps, "seed": seed}
     options["cache_features"] = None if cache_features is None else str(cache_features)
-    job = job.changed(parse_overrides(words), data=data, out=out, base=base, held_out=held_out)
+    paths = {"data": data, "held_out": held_out, "media": media, "out": out}
+    job = job.changed(parse_overrides(words), base=base, **paths)
     settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
     stages = [settings.changed(stage) for stage in job.stages] or [settings]
     if explain:
@@ -169,8 +175,10 @@ def _train(job: Any, stages: "list[FinetuneSettings]", resume: bool, as_json: bo
     from finetune.stages import run_stages
     from omni.assistant import EMBEDDED_MODEL, Assistant
 
-    dataset = open_dataset(job.data)
-    held_out = open_dataset(job.held_out) if job.held_out is not None else None
+    dataset = open_dataset(job.data, media_dir=job.media)
+    held_out = None
+    if job.held_out is not None:
+        held_out = open_dataset(job.held_out, media_dir=job.media)
     first = stages[0]
     if held_out is None and first.eval_share:
         dataset, held_out = split(dataset, first.eval_share, first.seed)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from finetune.batches import num_targets, ready
+from finetune.batches import ready
 from finetune.bench.stats import Interval, mean_interval
-from finetune.data import BadRow, Sample
+from finetune.data import BadRow, Sample, num_targets
 from finetune.data.encode import encode_prompt
 from finetune.metrics import METRICS
 from omni.assistant import Assistant

@@ -20,8 +20,11 @@ class FinetuneSettings:
         max_steps: Optimiser steps; None follows from ``epochs``.
         epochs: Passes over the data, if ``max_steps`` is not given.
         samples_per_step: Conversations in an optimiser step, over all processes.
-        max_length: Longest row in tokens; a packed row holds as many samples as fit.
-        packing: Pack short samples into rows; nothing of one is seen by another.
+        max_length: Tokens that run through the model at once, and of the longest sample; more needs
+            more memory.
+        packing: Pack short samples into rows, of which none sees another; otherwise samples of
+            like length are padded to a batch, as decoders without segments need it.
+        reduce_to_fit: Lower the media of a sample that is too long, instead of leaving it out.
         learning_rate: Highest learning rate of AdamW.
         schedule: After the warm-up, ``cosine`` to 0, ``wsd`` (flat, then linear to 0 over the last
             ``decay_share`` of the steps) or ``constant``.
@@ -59,6 +62,7 @@ class FinetuneSettings:
     samples_per_step: int = 8
     max_length: int = 4096
     packing: bool = True
+    reduce_to_fit: bool = False
     learning_rate: float = 2e-4
     schedule: Schedule = "cosine"
     warmup_steps: int = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.data.dataset import Dataset
 from finetune.data.encode import DEFAULTS, decode_media, encode_sample
-from finetune.data.grouping import count_loss_tokens
+from finetune.data.grouping import num_targets
 from finetune.data.sample import BadRow, Origin
 from omni import MediaOptions, OmniInputs, OmniProcessor
 from omni.errors import OmniError
@@ -83,7 +83,7 @@ class DataReport:
         counts = count_tokens(inputs)
         for kind, tokens in counts.items():
             self.tokens[kind].add(tokens)
-        self.loss_tokens += count_loss_tokens(inputs)
+        self.loss_tokens += num_targets(inputs)
         budget = inputs.budget
         self.reduced += budget is not None and budget.asked_tokens > inputs.num_tokens
         self.longest = heapq.nlargest(

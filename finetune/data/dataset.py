@@ -89,7 +89,7 @@ def open_dataset(
 
     Args:
         path: A ``.jsonl`` or ``.json`` file, a ``.tar`` shard, a ``dataset_info.json``, or a folder
-            of these or of a saved `datasets` data set.
+            of these or of a saved `datasets` data set. ``#NAME`` at its end is the same as `name`.
         name: Which set of a ``dataset_info.json`` or which split; several with commas between.
         media_dir: Folder that relative media paths start from; by default that of the data file.
 
@@ -97,6 +97,9 @@ def open_dataset(
         RequestError: Nothing readable there, or a name is needed.
     """
     path = Path(path)
+    if name is None and not path.exists() and "#" in path.name:
+        start, _, name = str(path).rpartition("#")
+        path = Path(start)
     root = None if media_dir is None else Path(media_dir)
     if not path.exists():
         raise RequestError(f"{path}: no such file or folder; {EXPECTED}")
@@ -130,7 +133,8 @@ def _choose(entries: dict[str, Entry], name: str | None, path: Path) -> list[Ent
         if len(entries) == 1:
             return list(entries.values())
         raise RequestError(
-            f"{path}: found {len(entries)} sets ({', '.join(entries)}); name those to read"
+            f"{path}: found {len(entries)} sets ({', '.join(entries)}); name those to read, "
+            f"such as {path}#{next(iter(entries))}"
         )
     wanted = [each.strip() for each in name.split(",")]
     for each in wanted:

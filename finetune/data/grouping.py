@@ -1,7 +1,6 @@
 """Which samples share a row, and which rows a batch; from their lengths alone.
 
-pack      samples stand one after another in a row and are kept apart by segment ids: nothing
-          is padded but the end of a row
+pack      samples stand one after another in a row and are kept apart by segment ids
 bucket    one sample a row; rows of similar length share a batch, padded to the longest
 """
 
@@ -86,16 +85,26 @@ class Collator:
         if self.batching == "bucket":
             return self.join([[sample] for sample in samples])
         lengths = [sample.num_tokens for sample in samples]
-        rows = _best_fit(lengths, range(len(samples)), max(self.max_length, *lengths))
+        longest_first = sorted(range(len(samples)), key=lambda i: -lengths[i])
+        rows = _best_fit(lengths, longest_first, max(self.max_length, *lengths))
         return self.join([[samples[i] for i in row] for row in rows])
+
+    def batches(self, samples: Sequence[OmniInputs]) -> list[OmniInputs]:
+        """Divide samples into batches of at most `max_length` tokens, padding included."""
+        groups = group_lengths(
+            [sample.num_tokens for sample in samples],
+            max_length=self.max_length,
+            batching=self.batching,
+        )
+        return [self.join([[samples[i] for i in row] for row in group]) for group in groups]
 
     def join(self, rows: Sequence[Sequence[OmniInputs]]) -> OmniInputs:
         """Put samples into the rows that were chosen for them."""
-        packed = [row[0] if self.batching == "bucket" else pack(row) for row in rows]
+        packed = [row[0] if len(row) == 1 else pack(row) for row in rows]
         return collate(packed, pad_token_id=self.pad_token_id, padding_side="right")
 
 
-def count_loss_tokens(inputs: OmniInputs) -> int:
-    """Targets of a batch: what its loss is the mean over."""
+def num_targets(inputs: OmniInputs) -> int:
+    """Tokens that count in the loss: labels are shifted, so the first never does."""
     assert inputs.labels is not None
     return int((inputs.labels[:, 1:] != IGNORE_INDEX).sum())

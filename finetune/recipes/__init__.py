@@ -20,7 +20,7 @@ from finetune.settings import FinetuneSettings
 from omni.errors import RequestError
 
 FOLDER = Path(__file__).parent
-_KEYS = ("data", "held_out", "base", "out", "settings", "stages")
+_KEYS = ("data", "held_out", "media", "base", "out", "settings", "stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,7 @@ class Job:
     Attributes:
         data: Rows to learn from.
         held_out: Rows to evaluate on.
+        media: Folder of relative media paths; None is that of the data.
         base: Checkpoint; None is the embedded one.
         out: Folder for state and result.
         settings: How to train.
@@ -38,6 +39,7 @@ class Job:
 
     data: Path | None = None
     held_out: Path | None = None
+    media: Path | None = None
     base: str | None = None
     out: Path | None = None
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
@@ -85,7 +87,7 @@ def load_recipe(name: str | Path) -> Job:
     if unknown:
         raise RequestError(f"{path}: found {unknown[0]!r}; expected keys {', '.join(_KEYS)}.")
     settings = FinetuneSettings().changed(found.get("settings", {}))
-    given = {key: found[key] for key in _KEYS[:4] if key in found}
+    given = {key: found[key] for key in _KEYS[:5] if key in found}
     stages = tuple(found.get("stages", ()))
     for stage in stages:
         settings.changed(stage)  # refuses what nobody knows, before anything runs

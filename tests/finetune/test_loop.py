@@ -116,8 +116,10 @@ def test_packing_loses_no_token_and_no_target(data):
     separate = Batches(open_dataset(data), processor, replace(SETTINGS, packing=False)).make(0)
     assert packed.num_tokens == separate.num_tokens
     assert packed.num_targets == separate.num_targets == sum(map(num_targets, separate.rows))
-    assert len(packed.rows) < len(separate.rows) == 3
-    assert all(row.input_ids.shape[1] <= SETTINGS.max_length for row in packed.rows)
+    for rows in (packed.rows, separate.rows):
+        assert all(row.input_ids.numel() <= SETTINGS.max_length for row in rows)
+    assert sum(len(row.input_ids) for row in packed.rows) < 3  # samples share a row
+    assert sum(len(row.input_ids) for row in separate.rows) == 3
 
 
 def test_the_loss_falls(data, tmp_path):

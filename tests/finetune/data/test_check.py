@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
+from finetune.batches import Batches
 from finetune.cli import register
-from finetune.data import BatchConfig, BatchStream, check_dataset, open_dataset
+from finetune.data import BadRow, check_dataset, open_dataset
 from finetune.data.check import count_tokens
 from finetune.data.encode import encode_sample
+from finetune.settings import FinetuneSettings
 from omni import cli
 from tests.support import tiny_omni
 from tests.support.media import moving_square, write_video
@@ -70,14 +72,9 @@ def test_exactly_the_broken_rows_are_listed_each_with_its_reason(mixed, processo
 
 def test_training_leaves_out_the_rows_that_check_lists(mixed, processor):
     report = check_dataset(mixed, processor)
-    stream = BatchStream(mixed, processor, BatchConfig(max_length=1000, max_bad_share=0.3))
-    seen = []
-    for batch in stream:
-        if batch.epoch:
-            break
-        seen += [origin.row for origin in batch.origins]
-    assert sorted(row.origin.row for row in stream.bad) == [row.origin.row for row in report.bad]
-    assert len(seen) == report.good
+    batches = Batches(mixed, processor, FinetuneSettings(max_length=1000))
+    found = [batches.read(index) for index in range(len(mixed))]
+    assert [row for row in found if isinstance(row, BadRow)] == report.bad
 
 
 def test_tokens_of_all_kinds_add_up(folder, processor):
@@ -181,12 +178,12 @@ def test_json_is_one_object_with_every_bad_row(run, folder):
     assert (found["rows"], found["good"], found["bad"]) == (len(BROKEN) + 1, 1, len(BROKEN))
 
 
-def test_roots_set_and_fit_reach_the_reader(run, folder, tmp_path):
+def test_roots_sets_and_fit_reach_the_reader(run, folder, tmp_path):
     path = write_jsonl(folder / "roots.jsonl", [GOOD])
     code, out, _ = run(path, "--root", tmp_path)
     assert code == 1
     assert "outside the allowed directories" in out
-    assert run(path, "--set", "train")[0] == 2
+    assert run(f"{path}#train")[0] == 2
     assert run(path, "--media", tmp_path)[0] == 1
     heard = {"messages": turns("<audio>"), "audio": "s.wav"}
     path = write_jsonl(folder / "fit.jsonl", [heard])

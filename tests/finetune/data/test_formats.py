@@ -204,11 +204,14 @@ def test_options_of_a_row_win_over_those_of_the_run_modality_by_modality(folder,
 
 def test_a_set_is_named_where_there_are_several(folder):
     as_llama_factory(folder)
-    with pytest.raises(ValueError, match=r"found 2 sets \(my_set, other\); name those"):
+    with pytest.raises(
+        ValueError, match=r"found 2 sets \(my_set, other\); name.*info\.json#my_set"
+    ):
         open_dataset(folder / "dataset_info.json")
     with pytest.raises(ValueError, match=r"no set 'mine'; expected one of my_set, other"):
         open_dataset(folder / "dataset_info.json", name="mine")
     assert len(open_dataset(folder / "dataset_info.json", name="my_set, other")) == 2
+    assert len(open_dataset(f"{folder}/dataset_info.json#other")) == 1
 
 
 def test_reading_a_row_twice_or_in_another_order_gives_the_same(folder):
