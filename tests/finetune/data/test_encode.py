@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def byte_processor():
-    return tiny_omni.omni_processor()
+    return tiny_omni.omni_processor(max_model_len=65_536)
 
 
 def tiny_processor():
@@ -86,7 +86,9 @@ def said_by_the_template(processor: OmniProcessor, messages: list[dict], tools) 
 # Words, spaces, signs, letters of several bytes: all but what starts a special token.
 TEXT = st.text(st.characters(exclude_characters="<", exclude_categories=("Cs",)), max_size=20)
 SPOKEN = TEXT.filter(str.strip)
-CALL = st.fixed_dictionaries({"name": st.just("f"), "arguments": st.dictionaries(TEXT, TEXT)})
+CALL = st.fixed_dictionaries(
+    {"name": st.just("f"), "arguments": st.dictionaries(TEXT, TEXT, max_size=3)}
+)
 ASSISTANT = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": SPOKEN},
     optional={"reasoning_content": SPOKEN, "tool_calls": st.lists(CALL, min_size=1, max_size=2)},
