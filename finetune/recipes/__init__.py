@@ -20,7 +20,8 @@ from finetune.settings import FinetuneSettings
 from omni.errors import RequestError
 
 FOLDER = Path(__file__).parent
-_KEYS = ("data", "held_out", "media", "base", "out", "settings", "stages")
+_FIELDS = ("data", "held_out", "media", "base", "out")
+_KEYS = (*_FIELDS, "settings", "stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +50,10 @@ class Job:
         """The same job with what the command line gives in place.
 
         Args:
-            words: Settings, or one of data, held_out, base, out.
+            words: Settings, or one of data, held_out, media, base, out.
             given: Fields; None leaves what there is.
         """
-        own = {k: v for k, v in words.items() if k in _KEYS[:4]}
+        own = {k: v for k, v in words.items() if k in _FIELDS}
         settings = self.settings.changed({k: v for k, v in words.items() if k not in own})
         fields: dict[str, Any] = {**own, **{k: v for k, v in given.items() if v is not None}}
         paths: dict[str, Any] = {k: Path(v) for k, v in fields.items() if k != "base"}
@@ -87,7 +88,7 @@ def load_recipe(name: str | Path) -> Job:
     if unknown:
         raise RequestError(f"{path}: found {unknown[0]!r}; expected keys {', '.join(_KEYS)}.")
     settings = FinetuneSettings().changed(found.get("settings", {}))
-    given = {key: found[key] for key in _KEYS[:5] if key in found}
+    given = {key: found[key] for key in _FIELDS if key in found}
     stages = tuple(found.get("stages", ()))
     for stage in stages:
         settings.changed(stage)  # refuses what nobody knows, before anything runs
