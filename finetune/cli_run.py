@@ -204,7 +204,7 @@ def _train(job: Any, stages: "list[FinetuneSettings]", resume: bool, as_json: bo
             base=job.base or EMBEDDED_MODEL,
             held_out=held_out,
             resume=resume,
-            tell=lambda line: progress.console.print(line, highlight=False),
+            tell=lambda line: progress.console.print(line, highlight=False, soft_wrap=True),
             report=report,
         )
     if not results:

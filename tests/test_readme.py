@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,17 @@ def commands() -> list[str]:
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
-def run(command: str, monkeypatch, capsys) -> str:
-    """What a command line prints, run from the repository's root; it must succeed."""
-    monkeypatch.chdir(ROOT)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run, one after another: the examples are there, and what they write."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+def run(command: str, folder: Path, monkeypatch, capsys) -> str:
+    """What a command line prints; it must succeed."""
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", shlex.split(command))
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -46,8 +55,8 @@ def test_python_blocks_run(code, monkeypatch):
 
 
 @pytest.mark.parametrize("command", RUN_HERE)
-def test_omni_lines_run(command, monkeypatch, capsys):
-    assert run(command, monkeypatch, capsys)
+def test_omni_lines_run(command, folder, monkeypatch, capsys):
+    assert run(command, folder, monkeypatch, capsys)
 
 
 def test_make_lines_name_targets_that_exist():
@@ -57,14 +66,14 @@ def test_make_lines_name_targets_that_exist():
     assert set(named) <= targets
 
 
-def test_the_session_shown_is_what_the_embedded_model_says(monkeypatch, capsys):
-    """Each `$ omni ask` in the README is followed by its answer."""
+def test_the_session_shown_is_what_the_embedded_model_says(folder, monkeypatch, capsys):
+    """A line below `$ omni ask` that is no command is its answer."""
     lines = "\n".join(blocks("console")).splitlines()
     shown = [
-        (line.removeprefix("$ "), lines[i + 1])
-        for i, line in enumerate(lines)
-        if line.startswith("$ omni ask") and "--json" not in line
+        (line.removeprefix("$ "), below)
+        for line, below in pairwise(lines)
+        if line.startswith("$ omni ask") and not below.startswith("$ ")
     ]
     assert shown
     for command, answer in shown:
-        assert run(command, monkeypatch, capsys) == answer.strip()
+        assert run(command, folder, monkeypatch, capsys) == answer.strip()
