@@ -55,12 +55,12 @@ def num_steps(count: int, settings: FinetuneSettings) -> int:
 def indices_of_step(step: int, count: int, settings: FinetuneSettings) -> list[int]:
     """Positions of the rows of a step; every pass over the data has an order of its own."""
     first = step * settings.samples_per_step
-    chosen = []
-    for number in range(first, first + settings.samples_per_step):
-        epoch, place = divmod(number, count)
-        order = np.random.default_rng([settings.seed, epoch]).permutation(count)
-        chosen.append(int(order[place]))
-    return chosen
+    places = [divmod(n, count) for n in range(first, first + settings.samples_per_step)]
+    orders = {
+        epoch: np.random.default_rng([settings.seed, epoch]).permutation(count)
+        for epoch in {epoch for epoch, _ in places}
+    }
+    return [int(orders[epoch][place]) for epoch, place in places]
 
 
 class Batches:

@@ -12,7 +12,7 @@ from finetune.data import BadRow, Sample, num_targets
 from finetune.data.encode import encode_prompt
 from finetune.metrics import METRICS
 from omni.assistant import Assistant
-from omni.errors import RequestError
+from omni.errors import OmniError, RequestError
 from omni.options import MediaOptions
 
 
@@ -95,12 +95,22 @@ def evaluate(
         if isinstance(row, BadRow):
             bad.append(row)
             continue
+        if metric != "none":
+            try:
+                prompt, true = encode_prompt(
+                    sample, assistant.processor, options=options, room=max_new_tokens
+                )
+            except OmniError as error:
+                bad.append(BadRow(origin=sample.origin, reason=str(error)))
+                continue
+            [found] = assistant.answer_batch([prompt], max_new_tokens=max_new_tokens)
+            score = _judge(metric, found, true, sample)
+            origin = str(sample.origin)
+            examples.append(Example(origin=origin, true=true, found=found, score=score))
         with torch.no_grad():
             loss = assistant.model(**row.to(assistant.model.device)).loss
         total += loss.item() * num_targets(row)
         targets += num_targets(row)
-        if metric != "none":
-            examples.append(_answer(assistant, sample, metric, options, max_new_tokens))
     if not targets:
         reasons = "; ".join(map(str, bad[:3])) or "there are none"
         raise RequestError(f"No held-out row can be used: {reasons}")
@@ -122,16 +132,11 @@ def choose_samples(rows: Sequence[Sample | BadRow], most: int, seed: int) -> lis
     return [rows[i] for i in chosen.tolist()]
 
 
-def _answer(
-    assistant: Assistant, sample: Sample, metric: str, options: MediaOptions, max_new_tokens: int
-) -> Example:
-    prompt, true = encode_prompt(sample, assistant.processor, options=options, room=max_new_tokens)
-    [found] = assistant.answer_batch([prompt], max_new_tokens=max_new_tokens)
+def _judge(metric: str, found: str, true: str, sample: Sample) -> float:
     try:
-        score = METRICS[metric](found, true)
+        return METRICS[metric](found, true)
     except ValueError as error:
         raise RequestError(
             f"{sample.origin}: its answer {true[:60]!r} is none that metric {metric!r} can judge "
             f"({error}). Choose another metric."
         ) from error
-    return Example(origin=str(sample.origin), true=true, found=found, score=score)

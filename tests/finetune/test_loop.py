@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.balancing import Balancer
-from finetune.batches import Batches, num_targets
+from finetune.batches import Batches, indices_of_step, num_targets
 from finetune.data import open_dataset
 from finetune.loop import finetune
 from finetune.settings import FinetuneSettings
@@ -210,3 +210,21 @@ def test_balancing_moves_biases_towards_the_experts_that_are_chosen_less(data):
     for bias, load in zip(balancer.biases.values(), loads, strict=True):
         assert torch.equal(bias, 0.1 * torch.sign(load.mean() - load))
     assert not Balancer(model, 0.0).biases
+
+
+def test_held_out_rows_without_a_last_answer_are_listed_not_fatal(data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()][:3]
+    rows[1]["messages"].append({"role": "user", "content": "And now?"})
+    held_out = open_dataset(write_jsonl(data.parent / "held.jsonl", rows))
+    settings = replace(SETTINGS, max_steps=1, metric="cer", max_new_tokens=2)
+    _, result = run(data, tmp_path, settings, held_out=held_out)
+    assert result.after is not None
+    assert len(result.after.examples) == 2
+    assert [bad.origin.row for bad in result.after.bad] == [2]
+
+
+def test_each_pass_over_the_data_has_every_row_once():
+    settings = replace(SETTINGS, samples_per_step=4)
+    seen = [i for step in range(5) for i in indices_of_step(step, 10, settings)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
