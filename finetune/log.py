@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omni.errors import RequestError
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -15,10 +17,15 @@ class MetricsLog:
     Args:
         out: Folder of the run.
         step: Steps done.
+        tensorboard: Also write what TensorBoard reads, into ``out/tensorboard``.
+
+    Raises:
+        RequestError: TensorBoard is not installed.
     """
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, step: int, *, tensorboard: bool = False) -> None:
         self.path = out / METRICS_FILE
+        self.board = _open_board(out / "tensorboard", step) if tensorboard else None
         kept = []
         if self.path.exists() and step:
             lines = self.path.read_text().splitlines()
@@ -27,8 +34,24 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a line."""
+        if self.board is not None:
+            for name, value in {**row, **row.get("eval", {})}.items():
+                if isinstance(value, int | float) and name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+            self.board.flush()
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RequestError(
+            "tensorboard=true needs the package tensorboard, which is not installed. Install it "
+            "with pip, or leave the setting out: metrics.jsonl has the same figures."
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _step_of(line: str) -> int:

@@ -167,7 +167,7 @@ def finetune(
         if settings.cache_features
         else None,
     )
-    log = MetricsLog(out, progress.step) if is_main else None
+    log = MetricsLog(out, progress.step, tensorboard=settings.tensorboard) if is_main else None
     started = time.perf_counter()  # waiting for data is part of a step
     for step in batches.steps(progress.step, total) if not progress.stopped else ():
         rate = settings.rate_at(progress.step, total)

@@ -52,6 +52,7 @@ class FinetuneSettings:
         save_steps: Steps between two savings of the state.
         cache_features: Folder that keeps what the frozen towers gave for each medium, so that it is
             encoded once; None encodes in every step.
+        tensorboard: Also write what TensorBoard reads; needs the package.
         max_bad_share: Share of bad rows above which training stops and lists them.
         seed: Seed of data order, dropout and new adapters.
     """
@@ -86,6 +87,7 @@ class FinetuneSettings:
     save_steps: int = 50
     max_bad_share: float = 0.1
     cache_features: str | None = None
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,9 @@
 """The training loop: what its result depends on, and what it does not."""
 
 import json
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -228,3 +230,28 @@ def test_each_pass_over_the_data_has_every_row_once():
     seen = [i for step in range(5) for i in indices_of_step(step, 10, settings)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
+
+
+def test_tensorboard_gets_the_figures_or_its_absence_is_said(data, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, max_steps=2, tensorboard=True)
+    written = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            assert purge_step == 1
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def flush(self):
+            pass
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run(data, tmp_path / "with", settings)
+    assert {("loss", 1), ("loss", 2), ("learning_rate", 2)} <= set(written)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RequestError, match="needs the package tensorboard"):
+        run(data, tmp_path / "without", settings)
