@@ -179,10 +179,13 @@ class EncodedProcessor(OmniProcessor):
             if part["type"] == "media"
         ]
         media = [
-            replace(item, windows=[window._replace(rows=window.rows.float()) for window in
-                                   source.windows])
+            replace(
+                item,
+                windows=[window._replace(rows=window.rows.float()) for window in source.windows],
+                cues=None,  # they hold the open medium, which cannot go to another process
+            )
             for item, source in zip(inputs.media, sources, strict=True)
-        ]  # fmt: skip
+        ]
         return replace(inputs, media=media)
 
 

@@ -24,7 +24,7 @@ from tests.support.layouts import (
     sounds,
     videos,
 )
-from tests.token_reduction.test_laws import single_specs
+from tests.token_reduction.test_laws import ready, single_specs
 from token_reduction import TokenLayout, TokenShape, build
 
 few = settings(max_examples=40, deadline=None)
@@ -90,7 +90,7 @@ def cases(
 
 def _reduced(spec: str, layout: TokenLayout) -> TokenLayout:
     """What the reducer leaves; all, where it does not take such a layout."""
-    reducer = build(spec)
+    reducer = ready(spec)
     try:
         reducer.plan(layout.shape)
     except ValueError:
