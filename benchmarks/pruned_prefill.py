@@ -9,8 +9,9 @@ lot: 64 tubelets of 16 x 16 tokens. Reduces them, lays every tubelet behind as m
 its label and delimiters have, and reads the prompt with and without reduction, in turns, in the
 same chunks as `omni.generation.prefill`. Prints one JSON line: median seconds and their ratio, the
 reducer's seconds as a share of the unpruned prefill, and the ratio of the multiplications that the
-two prompts need: more than that is saved where long prompts also cost memory traffic. Seconds are of processor time, over all threads, so that
-another program on the machine does not count; wall seconds stand beside them.
+two prompts need: more than that is saved where long prompts also cost memory traffic. Seconds are
+of processor time, over all threads, so that another program on the machine does not count; wall
+seconds stand beside them.
 """
 
 import argparse
