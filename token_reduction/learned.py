@@ -7,19 +7,23 @@
 Only the order of the scores decides, so one scorer serves every rate. The MLP starts at zero:
 an untrained scorer keeps what changed most, as EVS does.
 
-Choosing is not differentiable. The value of a kept token is untouched, but its gradient also
-reaches its score, as if the token had been sigmoid(s) x + (1 - sigmoid(s)) mean(x): fading into the
-rest of its item stands for being dropped (straight-through estimator, arXiv 1308.3432). Scaling x
-alone would teach little, because a decoder that begins with a norm does not see the length of its
-tokens. While training, Gumbel noise on the scores lets tokens be kept that the scorer
-would drop, or nothing could be learned of them (Gumbel top-k, arXiv 1903.06059).
+Choosing is not differentiable. The values of kept tokens are untouched, but their gradients also
+reach the scores (straight-through estimator, arXiv 1308.3432), as if with gates g = sigmoid(s)
+
+    y[j] = x[j] + g[j] (x[j] - mean(x)) + sum over dropped i of  g[i] (x[i] - x[j]) / K
+
+had come out: a kept token could have faded into its item, and a dropped one could have stood in the
+places of the kept. Scaling x alone would teach little, because a decoder that begins with a norm
+does not see the length of its tokens; and without the last term, nothing would be learned from an
+answer that is wrong because what mattered was dropped. While training, Gumbel noise on the scores
+varies what is kept (Gumbel top-k, arXiv 1903.06059).
 """
 
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from token_reduction.base import Reducer, Stage, check_rate, count_kept
@@ -122,8 +126,21 @@ class Learned(Reducer):
             gumbel = -torch.empty_like(ranked).exponential_().log()
             ranked = ranked + self.scorer.noise * gumbel
         kept = largest(ranked, self.num_tokens(layout.shape))
-        gate = scores[kept].sigmoid().to(features.dtype)
         chosen = features[kept]
-        # The last bracket is zero; its gradient is that of a gate between the token and the mean.
-        own = (chosen - features.mean(dim=0)).detach()
-        return chosen + own * (gate - gate.detach())[:, None], layout.select(kept)
+        if torch.is_grad_enabled():
+            chosen = chosen + self._taught(scores.sigmoid(), features.detach(), kept)
+        return chosen, layout.select(kept)
+
+    def _taught(
+        self,
+        gate: Float[Tensor, " tokens"],
+        x: Float[Tensor, "tokens dim"],
+        kept: Int[Tensor, " kept"],
+    ) -> Float[Tensor, "kept dim"]:
+        """Zeros, with the gradient of the gates."""
+        open_by = (gate - gate.detach()).to(x.dtype)[:, None]
+        own = (x[kept] - x.mean(dim=0)) * open_by[kept]
+        is_dropped = torch.ones_like(open_by)
+        is_dropped[kept] = 0
+        others = is_dropped * open_by
+        return own + ((others * x).sum(dim=0) - others.sum() * x[kept]) / len(kept)

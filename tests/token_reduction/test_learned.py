@@ -12,7 +12,7 @@ from tests.support.layouts import (
     rates,
     shapes,
 )
-from token_reduction import Learned, Reducer, TokenScorer, TokenShape, build
+from token_reduction import Learned, Reducer, TokenLayout, TokenScorer, TokenShape, build
 
 few = settings(max_examples=40, deadline=None)
 
@@ -73,6 +73,32 @@ def test_gradients_reach_kept_tokens_and_the_whole_scorer() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in weights.parameters())
     assert features.grad is not None
     assert bool((features.grad[layout.cells].abs().sum(1) > 0).all())
+
+
+@few
+@given(shapes, rates)
+def test_gates_get_the_gradient_of_fading_and_of_standing_in(
+    shape: TokenShape, rate: float
+) -> None:
+    class Given(TokenScorer):
+        """Scores that are given."""
+
+        def forward(self, features: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+            return given_scores
+
+    x, wish = features_for(shape), features_for(shape, seed=1)
+    given_scores = features_for(shape, dim=1, seed=2)[:, 0].requires_grad_()
+    reduced, layout = bound(rate, Given(dim=5).eval())(x, full_layout(shape))
+    kept = layout.cells.tolist()
+    (reduced * wish[kept]).sum().backward()
+    for i in range(len(x)):
+        if i in kept:
+            gain = wish[i] @ (x[i] - x.mean(0))
+        else:
+            gain = sum(wish[j] @ (x[i] - x[j]) for j in kept) / len(kept)
+        gate = given_scores.detach()[i].sigmoid()
+        assert given_scores.grad is not None
+        torch.testing.assert_close(given_scores.grad[i], gain * gate * (1 - gate))
 
 
 def test_training_with_noise_tries_other_tokens_and_answers_never_vary() -> None:
