@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the JSON line and the picture")
     parser.add_argument("--sight-steps", type=int, default=350)
     parser.add_argument("--base-steps", type=int, default=420)
-    parser.add_argument("--scorer-steps", type=int, default=100, help="for each modality")
+    parser.add_argument("--scorer-steps", type=int, default=120, help="for each modality")
     parser.add_argument("--scorer-batch", type=int, default=16)
     parser.add_argument("--scorer-learning-rate", type=float, default=3e-3)
     parser.add_argument("--distillation", type=float, default=0.8, help="see finetune.scorer")

@@ -10,13 +10,12 @@ an untrained scorer keeps what changed most, as EVS does.
 Choosing is not differentiable. The values of kept tokens are untouched, but their gradients also
 reach the scores (straight-through estimator, arXiv 1308.3432), as if with gates g = sigmoid(s)
 
-    y[j] = x[j] + g[j] (x[j] - mean(x)) + sum over dropped i of  g[i] (x[i] - x[j]) / K
+    y[j] = x[j] + sum over dropped i of  g[i] (x[i] - x[j]) / K
 
-had come out: a kept token could have faded into its item, and a dropped one could have stood in the
-places of the kept. Scaling x alone would teach little, because a decoder that begins with a norm
-does not see the length of its tokens; and without the last term, nothing would be learned from an
-answer that is wrong because what mattered was dropped. While training, Gumbel noise on the scores
-varies what is kept (Gumbel top-k, arXiv 1903.06059).
+had come out: a dropped token could have stood in the places of the kept. The usual gate, x[j] times
+g[j], teaches little or the wrong thing: a decoder that begins with a norm does not see the length
+of a token, and an answer that is wrong because what mattered was dropped says nothing of it. While
+training, Gumbel noise on the scores varies what is kept (Gumbel top-k, arXiv 1903.06059).
 """
 
 from collections.abc import Mapping
@@ -138,9 +137,7 @@ class Learned(Reducer):
         kept: Int[Tensor, " kept"],
     ) -> Float[Tensor, "kept dim"]:
         """Zeros, with the gradient of the gates."""
-        open_by = (gate - gate.detach()).to(x.dtype)[:, None]
-        own = (x[kept] - x.mean(dim=0)) * open_by[kept]
-        is_dropped = torch.ones_like(open_by)
+        is_dropped = torch.ones_like(gate)
         is_dropped[kept] = 0
-        others = is_dropped * open_by
-        return own + ((others * x).sum(dim=0) - others.sum() * x[kept]) / len(kept)
+        open_by = (is_dropped * (gate - gate.detach())).to(x.dtype)
+        return (open_by @ x - open_by.sum() * x[kept]) / len(kept)

@@ -14,6 +14,7 @@ from tests.support.layouts import (
 )
 from token_reduction import Learned, Reducer, TokenLayout, TokenScorer, TokenShape, build
 
+ROUNDING = {"atol": 1e-5, "rtol": 1e-4}  # sums in another order, of values about 1
 few = settings(max_examples=40, deadline=None)
 
 
@@ -77,7 +78,7 @@ def test_gradients_reach_kept_tokens_and_the_whole_scorer() -> None:
 
 @few
 @given(shapes, rates)
-def test_gates_get_the_gradient_of_fading_and_of_standing_in(
+def test_a_dropped_token_gets_the_gradient_of_standing_in_for_the_kept(
     shape: TokenShape, rate: float
 ) -> None:
     class Given(TokenScorer):
@@ -92,13 +93,12 @@ def test_gates_get_the_gradient_of_fading_and_of_standing_in(
     kept = layout.cells.tolist()
     (reduced * wish[kept]).sum().backward()
     for i in range(len(x)):
-        if i in kept:
-            gain = wish[i] @ (x[i] - x.mean(0))
-        else:
-            gain = sum(wish[j] @ (x[i] - x[j]) for j in kept) / len(kept)
+        gain = torch.zeros(())
+        if i not in kept:
+            gain = torch.stack([wish[j] @ (x[i] - x[j]) for j in kept]).mean()
         gate = given_scores.detach()[i].sigmoid()
         assert given_scores.grad is not None
-        torch.testing.assert_close(given_scores.grad[i], gain * gate * (1 - gate))
+        torch.testing.assert_close(given_scores.grad[i], gain * gate * (1 - gate), **ROUNDING)
 
 
 def test_training_with_noise_tries_other_tokens_and_answers_never_vary() -> None:
