@@ -189,8 +189,9 @@ def _train(job: Any, stages: "list[FinetuneSettings]", resume: bool, as_json: bo
         task = progress.add_task("starting", total=None)
 
         def report(row: Any) -> None:
+            loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
             text = (
-                f"step {row['step']}/{row['of']} loss {row['loss']:.3f} "
+                f"step {row['step']}/{row['of']} loss {loss} "
                 f"{row['target_tokens_per_s']:.0f} tokens/s {row['peak_mib']} MiB"
             )
             progress.update(task, description=text, completed=row["step"], total=row["of"])

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
@@ -30,7 +31,7 @@ from finetune.feature_cache import FeatureCache
 from finetune.log import MetricsLog
 from finetune.saving import save_result
 from finetune.settings import FinetuneSettings
-from finetune.state import load_best, load_state, save_best, save_state
+from finetune.state import check_same_run, load_best, load_state, save_best, save_state
 from finetune.trainable import Explanation, make_trainable, trained_parameters
 from omni.assistant import Assistant
 from omni.errors import RequestError
@@ -40,6 +41,14 @@ from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 
 BAD_ROWS_FILE = "bad_rows.jsonl"
+# Settings that a resumed run may change. More or fewer steps bend the schedule from there on; none
+# of the others touches what is learned.
+MAY_CHANGE = frozenset(
+    {
+        "max_steps", "epochs", "eval_steps", "eval_samples", "metric", "patience", "max_new_tokens",
+        "save_steps", "max_bad_share", "cache_features", "tensorboard",
+    }
+)  # fmt: skip
 # Rows seen before the share of bad ones is judged: one bad row among the first three is no share.
 LEAST_ROWS = 50
 
@@ -152,6 +161,7 @@ def finetune(
     tensors = {**trained, **balancer.biases}
     progress = Progress()
     if resume and (saved := load_state(out, tensors, optimizer)) is not None:
+        check_same_run(saved["run"], _identity(settings, dataset))
         progress = Progress.read(saved)
         tell(f"Resumed at step {progress.step}.")
     prepared, optimizer = accelerator.prepare(wrapped, optimizer)
@@ -202,7 +212,8 @@ def finetune(
             log.write(row)
             report(row)
             if progress.step % settings.save_steps == 0 or is_last or progress.stopped:
-                save_state(out, progress.step, tensors, optimizer.optimizer, asdict(progress))
+                saved = {**asdict(progress), "run": _identity(settings, dataset)}
+                save_state(out, progress.step, tensors, optimizer.optimizer, saved)
         if progress.stopped:
             break
         started = time.perf_counter()
@@ -238,8 +249,8 @@ def train_step(
     optimizer: Any,
     step: Step,
     settings: FinetuneSettings,
-) -> tuple[float, float, dict[str, int]]:
-    """Update the weights once.
+) -> tuple[float | None, float, dict[str, int]]:
+    """Update the weights once; a step without a single good row changes nothing.
 
     Args:
         accelerator: Of the run.
@@ -249,19 +260,13 @@ def train_step(
         settings: Of the run.
 
     Returns:
-        The loss and the norm of the gradients over all processes, and how many tokens and target
-        tokens there were.
-
-    Raises:
-        RequestError: No process has a row.
+        The loss (None where no row is good) and the norm of the gradients over all processes, and
+        how many tokens and target tokens there were.
     """
     counts = torch.tensor([step.num_tokens, step.num_targets], device=accelerator.device)
     tokens, targets = accelerator.reduce(counts, "sum").tolist()
     if not targets:
-        raise RequestError(
-            "None of the rows of a step can be used. `omni finetune check DATA` says why; raise "
-            "samples_per_step if good rows are rare."
-        )
+        return None, 0.0, {"tokens": tokens, "targets": targets}
     # Processes average their gradients, and each divides by the targets of all of them.
     share = accelerator.num_processes / targets
     optimizer.zero_grad()
@@ -376,8 +381,14 @@ def _as_bad_row(entry: Mapping[str, Any]) -> BadRow:
     return BadRow(origin=origin, reason=entry["reason"])
 
 
+def _identity(settings: FinetuneSettings, dataset: Dataset) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had never stopped."""
+    kept = {k: v for k, v in settings.to_dict().items() if k not in MAY_CHANGE}
+    return {**kept, "rows": len(dataset)}
+
+
 def _seed_of(settings: FinetuneSettings, step: int, rank: int) -> int:
-    return hash((settings.seed, step, rank)) % 2**63
+    return int(np.random.default_rng([settings.seed, 4, step, rank]).integers(2**63))
 
 
 def _agreed(accelerator: Accelerator, stopped: bool) -> bool:

@@ -51,9 +51,12 @@ def save_result(
         base: Name of the checkpoint that the model came from.
     """
     if targets.uses_lora:
-        for config in wrapped.peft_config.values():  # type: ignore[operator]
+        from peft import PeftModel
+
+        assert isinstance(wrapped, PeftModel)
+        for config in wrapped.peft_config.values():
             config.base_model_name_or_path = base
-        wrapped.save_pretrained(str(out), save_embedding_layers=False)  # type: ignore[operator]
+        wrapped.save_pretrained(str(out), save_embedding_layers=False)
         facts = {
             "base": base,
             "base_fingerprint": fingerprint(model),
@@ -116,12 +119,13 @@ def draw_curve(metrics: Path, path: Path) -> None:
         path: PNG file to write.
     """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    if not rows:
+    if all(row["loss"] is None for row in rows):
         return
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=14)
-    losses = [row["loss"] for row in rows]
+    learned = [row for row in rows if row["loss"] is not None]
+    losses = [row["loss"] for row in learned]
     evaluated = [(row["step"], row["eval"]["loss"]) for row in rows if "eval" in row]
     top = max([*losses, *(loss for _, loss in evaluated)]) or 1.0
     last = rows[-1]["step"]
@@ -136,7 +140,7 @@ def draw_curve(metrics: Path, path: Path) -> None:
         draw.text((MARGIN - 8, y), f"{share * top:.2f}", INK, font, anchor="rm")
         x, _ = place(share * last, 0)
         draw.text((x, HEIGHT - MARGIN + 8), f"{share * last:.0f}", INK, font, anchor="mt")
-    points: Sequence[Any] = [place(row["step"], row["loss"]) for row in rows]
+    points: Sequence[Any] = [place(row["step"], row["loss"]) for row in learned]
     if len(points) > 1:
         draw.line(list(points), fill=LINE, width=2)
     for step, loss in evaluated:

@@ -95,6 +95,24 @@ def load_state(
     return progress
 
 
+def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was another one.
+
+    Args:
+        saved: Settings that the state was saved with.
+        now: Settings of this run.
+
+    Raises:
+        CheckpointError: They differ; the message names the first.
+    """
+    for name, value in now.items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"The state is of a run with {name}={saved.get(name)!r}, but now it is {value!r}. "
+                "Resume with the same data and settings, or choose another folder."
+            )
+
+
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 

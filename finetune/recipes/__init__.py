@@ -5,6 +5,9 @@ held_out: test.jsonl
 base: omni-tiny
 out: runs/mine
 settings: {preset: lora-all, learning_rate: 2e-4}
+stages:                    # optional: runs one after another, each with settings of its own
+  - {preset: projectors, max_steps: 100}
+  - {preset: lora-all}
 """
 
 from collections.abc import Mapping

@@ -201,6 +201,26 @@ def test_another_preset_cannot_resume_a_run(data, tmp_path):
         run(data, tmp_path / "out", replace(SETTINGS, preset="lora-mamba"), resume=True)
 
 
+def test_a_step_of_bad_rows_alone_stops_nothing(data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[2] = {"messages": []}
+    broken = write_jsonl(data.parent / "one_bad.jsonl", rows)
+    settings = replace(SETTINGS, samples_per_step=1, max_steps=9, max_bad_share=0.5)
+    _, result = run(broken, tmp_path, settings)
+    assert result.steps == 9
+    assert [bad.origin.row for bad in result.bad] == [3]
+    assert losses(tmp_path).count(None) == 1
+    assert (tmp_path / "curve.png").exists()
+
+
+def test_a_run_goes_on_with_its_own_settings_only(data, tmp_path):
+    run(data, tmp_path, replace(SETTINGS, max_steps=2))
+    with pytest.raises(CheckpointError, match=r"learning_rate=0.01, but now it is 0.1"):
+        run(data, tmp_path, replace(SETTINGS, learning_rate=0.1), resume=True)
+    _, result = run(data, tmp_path, SETTINGS, resume=True)  # more steps are no other run
+    assert result.steps == SETTINGS.max_steps
+
+
 def test_balancing_moves_biases_towards_the_experts_that_are_chosen_less(data):
     assistant = tiny_omni.assistant()
     model = assistant.model
