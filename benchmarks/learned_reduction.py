@@ -187,15 +187,12 @@ def run_stages(work: Path, options: argparse.Namespace) -> tuple[OmniModel, Omni
             )
             count = settings.steps * settings.batch_size
             conversations = Conversations(Puzzles((task,), count, SCORER_SEED))
-            train_scorers(
-                model,
-                processor,
-                conversations,
-                settings,
-                report=lambda step, loss, task=task: (  # type: ignore[misc]
-                    note(step, f"{task}: loss {loss:.3f}") if step % 10 == 0 else None
-                ),
-            )
+
+            def report(step: int, loss: float, task: str = task) -> None:
+                if step % 10 == 0:
+                    note(step, f"{task}: loss {loss:.3f}")
+
+            train_scorers(model, processor, conversations, settings, report=report)
 
     spent: dict[str, dict[str, float]] = {}
     for name, stage in {"sight": sight, "base": base, "scorers": scorers}.items():

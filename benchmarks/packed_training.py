@@ -3,12 +3,12 @@
     python benchmarks/packed_training.py                 # omni-tiny, 12 steps of 8 samples
     python benchmarks/packed_training.py --steps 20 --repeats 5
 
-Makes one mixed data set (text, pictures, recordings of 1 to 20 s, clips of 1 to 4 s; answers of 3 to 120 words)
-and trains omni-tiny on it with the same adapters, samples and optimiser twice: with our loop, and
-with `transformers.Trainer` whose batches are padded to the longest sample. Each run is a process
-of its own; runs take turns. Prints one JSON line: median target tokens a second of the steps after
-the first two, their ratio, peak memory of both, and the limit that padding alone sets: padded over
-real tokens of the decoder.
+Makes one mixed data set (text, pictures, recordings of 1 to 20 s, clips of 1 to 4 s; answers of 3
+to 120 words) and trains omni-tiny on it with the same adapters, samples and optimiser twice: with
+our loop, and with `transformers.Trainer` whose batches are padded to the longest sample. Each run
+is a process of its own; runs take turns. Prints one JSON line: median target tokens a second of the
+steps after the first two, their ratio, peak memory of both, and the limit that padding alone sets:
+padded over real tokens of the decoder.
 """
 
 import argparse
@@ -116,8 +116,8 @@ def run_trainer(data: Path, steps: int, samples: int) -> dict[str, float]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     import omni
-    from finetune.batches import indices_of_step, num_targets
-    from finetune.data import Sample, open_dataset
+    from finetune.batches import indices_of_step
+    from finetune.data import Sample, num_targets, open_dataset
     from finetune.data.encode import encode_sample
     from finetune.trainable import make_trainable
     from omni.inputs import collate
@@ -214,8 +214,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_data(Path(folder), options.steps * options.samples)
         for _ in range(options.repeats):
-            for side, found in runs.items():
-                found.append(measure(side, path, options))
+            for side, measured in runs.items():
+                measured.append(measure(side, path, options))
     median = {
         side: {key: round(statistics.median(r[key] for r in found), 2) for key in found[0]}
         for side, found in runs.items()

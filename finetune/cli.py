@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from omni.errors import RequestError
 if TYPE_CHECKING:
     from finetune.bench.reduce import Row
     from finetune.tiny.evaluate import Score
+    from omni.inputs import Modality
 
 WhatArgument = Annotated[
     str,
@@ -125,7 +126,7 @@ def train_scorer(
 
     settings = ScorerTraining(
         steps=max_steps,
-        modalities=tuple(modality),  # type: ignore[arg-type]  # checked there
+        modalities=cast("tuple[Modality, ...]", tuple(modality)),  # checked there
         rates=rates,
         queries=queries,
         batch_size=batch_size,
@@ -265,12 +266,16 @@ def bench_reduce(
     results: list[list[Row]] = []
     with Console(stderr=True).status("measuring") as status:
         for task in make_tasks(data, names, limit):
+
+            def report(done: int, name: str = task.name) -> None:
+                status.update(f"{name}: {done}")
+
             records = run_task(
                 assistant,
                 task,
                 chosen,
                 options={"max_new_tokens": 48},
-                report=lambda done, name=task.name: status.update(f"{name}: {done}"),  # type: ignore[misc]
+                report=report,
             )
             results.append(summarise(records))
     rows = [row for task_rows in results for row in task_rows]

@@ -13,6 +13,7 @@ In both a linear head says what each token shows; it is thrown away afterwards.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import NemotronHConfig, ParakeetEncoderConfig, RadioConfig
 
+from encoders import deterministic_config, init_small_audio_tower
 from finetune.bench.synthetic import (
     FPS,
     NOTHING,
@@ -98,23 +100,20 @@ def toy_config(vocab_size: int) -> OmniConfig:
         video_temporal_patch_size=2,
         layerscale_value=1.0,
     )
-    audio = ParakeetEncoderConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        num_mel_bins=40,
-        subsampling_factor=8,
-        subsampling_conv_channels=24,
-        conv_kernel_size=5,
-        convolution_bias=False,
-        attention_bias=False,
-        scale_input=False,
-        dropout=0.0,
-        dropout_positions=0.0,
-        activation_dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
+    audio = deterministic_config(
+        ParakeetEncoderConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            num_mel_bins=40,
+            subsampling_factor=8,
+            subsampling_conv_channels=24,
+            conv_kernel_size=5,
+            convolution_bias=False,
+            attention_bias=False,
+            scale_input=False,
+        )
     )
     audio.projection_hidden_size = 2 * WIDTH
     audio.projection_bias = False
@@ -148,15 +147,7 @@ def build_toy(seed: int = 0) -> tuple[OmniModel, OmniProcessor]:
     tower = build_tower(model.config.vision_config)
     model.vision_model.load_state_dict(tower.state_dict())
     assert model.audio_tower is not None
-    for module in model.audio_tower.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        else:
-            continue
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    init_small_audio_tower(model.audio_tower)
     settings = ProcessorSettings(fps=FPS, num_frames=16, max_model_len=4096)
     return model.eval(), OmniProcessor(tokenizer, model.config, settings)
 
@@ -292,8 +283,9 @@ def _answer_loss(
     for puzzle, spec in zip(batch, specs, strict=True):
         options = MediaOptions(reduction={TASKS[puzzle.task]: spec})
         row = processor(puzzle.conversation, options=options, with_labels=True)
-        row.media[0].facts["puzzle"] = puzzle  # type: ignore[index]  # a dict; packing keeps it
-        rows.append(row)
+        [item] = row.media
+        item = replace(item, facts={**item.facts, "puzzle": puzzle})  # packing keeps it
+        rows.append(replace(row, media=[item]))
     packed = pack_rows(rows, processor.ids.pad)
     encoded = model.encode(packed.media)
     embeddings, _ = fuse(

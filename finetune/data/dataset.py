@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from finetune.data import arrow, llama_factory
 from finetune.data.formats import Layout, read_row
@@ -47,7 +47,15 @@ class Dataset(Sequence["Sample | BadRow"]):
             return len(self._positions)
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> Sample | BadRow:  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Sample | BadRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Dataset": ...
+
+    def __getitem__(self, index: int | slice) -> "Sample | BadRow | Dataset":
+        if isinstance(index, slice):
+            return self.subset(range(len(self))[index])
         rows, layout, row = self._find(index)
         origin = rows.origin(row)
         try:

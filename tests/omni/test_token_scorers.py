@@ -8,17 +8,19 @@ import torch
 from omni import load
 from omni.assistant import Assistant
 from omni.errors import ConfigError, RequestError
+from omni.inputs import Modality
 from omni.options import MediaOptions
 from omni.reduction import ReductionWarning
 from tests.support import tiny_omni
 
+MODALITIES: tuple[Modality, ...] = ("image", "video", "audio")
 LEARNED = {"video": "learned(0.5)", "image": "learned(0.5)", "audio": "learned(0.5)"}
 
 
 def assistant_with_scorers() -> Assistant:
     assistant = tiny_omni.assistant()
-    for modality in ("image", "video", "audio"):
-        scorer = assistant.model.add_token_scorer(modality, (0.0, 0.8))  # type: ignore[arg-type]
+    for modality in MODALITIES:
+        scorer = assistant.model.add_token_scorer(modality, (0.0, 0.8))
         torch.nn.init.normal_(scorer.linear_2.weight)
     assistant.model.eval()
     return assistant
@@ -112,8 +114,8 @@ def test_a_resampler_is_refused_without_weights_and_with_other_ones() -> None:
 
 def test_resamplers_answer_alike_alone_and_in_a_batch_of_all_media() -> None:
     assistant = tiny_omni.assistant()
-    for modality in ("image", "video", "audio"):
-        assistant.model.add_resampler(modality, (1, 8))  # type: ignore[arg-type]
+    for modality in MODALITIES:
+        assistant.model.add_resampler(modality, (1, 8))
     reduction = {"video": "resampler(3)", "image": "resampler(5)", "audio": "resampler(4)"}
     messages = request(assistant)[:1]
     alone = assistant.chat(messages, reduction=reduction, max_new_tokens=4)

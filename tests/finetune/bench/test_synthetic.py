@@ -16,6 +16,7 @@ from finetune.bench.synthetic import (
     draw,
     draw_sheet,
 )
+from omni.inputs import Modality
 
 few = settings(max_examples=25, deadline=None)
 puzzles = st.builds(
@@ -84,9 +85,9 @@ def test_conversations_end_with_the_answer() -> None:
 
 
 @pytest.mark.parametrize("modality", ["image", "video"])
-def test_a_sheet_names_the_digits_that_it_shows(modality: str) -> None:
+def test_a_sheet_names_the_digits_that_it_shows(modality: Modality) -> None:
     for seed in range(5):
-        pixels, labels = draw_sheet(modality, np.random.default_rng(seed))  # type: ignore[arg-type]
+        pixels, labels = draw_sheet(modality, np.random.default_rng(seed))
         frames = pixels if modality == "video" else pixels[None]
         assert len(labels) == frames.shape[1] * frames.shape[2] / 256
         assert set(labels.tolist()) <= {*range(10), NOTHING, UNSURE}

@@ -225,6 +225,13 @@ def test_reading_a_row_twice_or_in_another_order_gives_the_same(folder):
     assert [isinstance(row, BadRow) for row in dataset] == [False, True, False, False, False, False]
 
 
+@pytest.mark.parametrize("part", [slice(1, 3), slice(None, None, -1), slice(-2, 99), slice(5, 5)])
+def test_a_slice_holds_what_a_list_would(folder, part):
+    rows = [{"messages": turns(f"Question {i}?")} for i in range(5)]
+    data = open_dataset(write_jsonl(folder / "rows.jsonl", rows))
+    assert list(data[part]) == list(data)[part]
+
+
 def test_functions_called_in_text_and_in_openai_style_are_the_same(processor):
     arguments = {"city": "Oslo", "days": 2}
     call = {"name": "weather", "arguments": arguments}
