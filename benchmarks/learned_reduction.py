@@ -40,7 +40,6 @@ from finetune.bench.synthetic import TASKS, Conversations, Puzzle, Puzzles
 from finetune.bench.toy import MAX_RATE, TRAINING_FREE, build_toy, train_base, train_sight
 from finetune.scorer import ScorerTraining, train_scorers
 from omni.encoding import source_layout
-from omni.fusion import fuse
 from omni.inputs import IGNORE_INDEX, OmniInputs, collate
 from omni.model import OmniModel
 from omni.options import MediaOptions
@@ -127,14 +126,7 @@ def _greedy_is_right(
     model: OmniModel, inputs: OmniInputs, reduced: Sequence[Tokens]
 ) -> list[float]:
     """Whether greedy decoding would give each true answer: every token is the likeliest."""
-    embeddings, _ = fuse(
-        inputs.input_ids,
-        inputs.media,
-        reduced,
-        model.get_input_embeddings(),
-        model.placeholder_ids,
-        inputs.attention_mask,
-    )
+    embeddings, _ = model.place(inputs.input_ids, inputs.media, reduced, inputs.attention_mask)
     logits = model(inputs_embeds=embeddings, attention_mask=inputs.attention_mask).logits
     assert inputs.labels is not None
     targets = inputs.labels[:, 1:]

@@ -4,9 +4,12 @@ r"""Train the reducers `learned` and `resampler` through the answers; the rest i
 
 over the tokens of the answers. Each sample is reduced at a rate (or to a number of queries) of its
 own, drawn from a range, so that one scorer serves all of them; the range is saved with the
-checkpoint. p_full is what the same
-model says of the unreduced media (self-distillation as in DynamicViT, arXiv 2106.02034; softened by
-a temperature T, arXiv 1503.02531).
+checkpoint. p_full is what the same model says of the unreduced media (self-distillation as in
+DynamicViT, arXiv 2106.02034; softened by a temperature T, arXiv 1503.02531).
+
+A resampler passes the gradient of the loss on. A scorer chooses, and learns from trying several
+choices on each sample (`finetune.exploration`). Media are encoded once a sample; only what follows
+the choice runs for every draw.
 
 Everything that a step does follows from its number, the seed and the weights: a run that was
 stopped and goes on ends with the weights of one that was not.
@@ -21,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.data import BadRow, Sample, encode_sample
+from finetune.exploration import exploring, policy_loss
 from omni.config import MODALITIES
 from omni.errors import CheckpointError, RequestError
 from omni.inputs import IGNORE_INDEX, Modality, OmniInputs, collate
@@ -33,12 +37,14 @@ from omni.model import OmniModel
 from omni.options import MediaOptions
 from omni.processor import OmniProcessor
 from omni.prompt import Message
+from token_reduction import TokenLayout
 
 STATE_FILE = "scorer_training.pt"
 # Parts of the model that may be trained beside the scorers.
 PROJECTORS = ("multi_modal_projector", "embed_audio")
 
 Conversation = Sample | BadRow | Sequence[Message]
+Tokens = tuple[Float[Tensor, "tokens hidden"], TokenLayout]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +64,12 @@ class ScorerTraining:
         distillation: Weight w of the KL term, from 0 to 1; anything above 0 runs the model once
             more for each step, without reduction.
         temperature: T of the KL term.
+        draws: Choices that a scorer tries on each sample, at least 2.
+        noise: Scale of the noise that varies the choices; scores of about its size differ for sure.
         warmup_steps: Steps until the learning rate is reached.
         max_grad_norm: Gradients are clipped to this norm.
         save_every: Steps between two savings of the state.
-        seed: Seed of the order of samples, of rates, and of the scorers' noise.
+        seed: Seed of the order of samples, of rates, and of the noise.
 
     Raises:
         RequestError: If a value is outside its range.
@@ -76,6 +84,8 @@ class ScorerTraining:
     projector_learning_rate: float = 0.0
     distillation: float = 0.0
     temperature: float = 1.0
+    draws: int = 2
+    noise: float = 0.5
     warmup_steps: int = 20
     max_grad_norm: float = 1.0
     save_every: int = 100
@@ -91,6 +101,8 @@ class ScorerTraining:
             "batch_size": self.batch_size < 1,
             "distillation": not 0 <= self.distillation <= 1,
             "temperature": not self.temperature > 0,
+            "draws": self.draws < 2,
+            "noise": not self.noise > 0,
             "save_every": self.save_every < 1,
         }
         for name, is_wrong in wrong.items():
@@ -125,6 +137,8 @@ _EXPECTED = {
     "batch_size": "at least 1",
     "distillation": "a weight from 0 to 1",
     "temperature": "a number above 0",
+    "draws": "at least 2, to compare",
+    "noise": "a number above 0",
     "save_every": "at least 1",
 }
 
@@ -141,8 +155,8 @@ def train_scorers(
 ) -> None:
     """Train the scorers (or the resamplers) of a model in place; those it lacks are added.
 
-    1. Draw samples and their rates; build prompts with labels.
-    2. Run the model on the reduced media, and for distillation on all of their tokens.
+    1. Draw samples and their rates; build prompts with labels; encode their media.
+    2. Reduce, each sample several times; run the model on what is left (for distillation: on all).
     3. Step the scorers (and the projectors, if they have a learning rate).
 
     Args:
@@ -181,9 +195,9 @@ def train_scorers(
                 group["lr"] = settings.schedule_at(step) * _rate_of_group(group["name"], settings)
             with torch.random.fork_rng():
                 torch.manual_seed(_seed_of(settings, step))
-                loss = _loss(model, processor, conversations, settings, step)
+                objective, loss = _loss(model, processor, conversations, settings, step)
                 optimizer.zero_grad()
-                loss.backward()
+                objective.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
             optimizer.step()
             done = step + 1
@@ -191,7 +205,7 @@ def train_scorers(
                 _check_all_met(trained, optimizer)
             if out is not None and (done % settings.save_every == 0 or done == settings.steps):
                 _save_state(out, trained, optimizer, settings, done)
-            report(done, loss.item())
+            report(done, loss)
     if out is not None:
         model.save_pretrained(out)
         processor.save_pretrained(out)
@@ -206,29 +220,36 @@ def _loss(
     conversations: Sequence[Conversation],
     settings: ScorerTraining,
     step: int,
-) -> Float[Tensor, ""]:
+) -> tuple[Float[Tensor, ""], float]:
+    """What to go down on, and the loss of the answers."""
     first = step * settings.batch_size
     numbers = range(first, first + settings.batch_size)
     samples = [conversations[i] for i in _indices(numbers, len(conversations), settings.seed)]
     specs = [settings.spec_of(number) for number in numbers]
-    reduced = _batch(processor, samples, specs, settings)
-    logits = _answer_logits(model, reduced)
-    assert reduced.labels is not None
-    targets = reduced.labels[:, 1:][reduced.labels[:, 1:] != IGNORE_INDEX].to(logits.device)
-    loss = F.cross_entropy(logits, targets)
-    if not settings.distillation:
-        return loss
-    full = _batch(processor, samples, ["identity"] * len(samples), settings)
-    with torch.no_grad():
-        taught = _answer_logits(model, full) / settings.temperature
-    divergence = F.kl_div(
-        F.log_softmax(logits / settings.temperature, dim=-1),
-        F.log_softmax(taught, dim=-1),
-        log_target=True,
-        reduction="batchmean",
-    )
-    weight = settings.distillation
-    return (1 - weight) * loss + weight * settings.temperature**2 * divergence
+    draws = settings.draws if settings.queries is None else 1
+    whole = _batch(processor, samples, ["identity"] * len(samples), settings)
+    reduced = _batch(processor, samples, specs, settings, copies=draws)
+
+    encoded = model.encode(whole.media)
+    with exploring(model.token_scorers, settings.noise) as tried:
+        tokens = [
+            model.build_reducer(item)(*those) if item.modality in settings.modalities else those
+            for item, those in zip(reduced.media, _for_copies(whole, encoded, draws), strict=True)
+        ]
+    losses = _losses(model, reduced, tokens, settings, (whole, encoded))
+    loss = losses.mean()
+    if settings.queries is not None:
+        return loss, loss.item()
+    log_probabilities = losses.new_zeros(len(losses))
+    scored = [
+        (item.row, len(features))
+        for item, (features, _) in zip(reduced.media, tokens, strict=True)
+        if item.modality in settings.modalities
+    ]
+    for draw, (row, count) in zip(tried, scored, strict=True):
+        log_probabilities[row] += draw.log_probability(count)
+    by_sample = losses.unflatten(0, (-1, draws)), log_probabilities.unflatten(0, (-1, draws))
+    return loss + policy_loss(*by_sample), loss.item()
 
 
 def _batch(
@@ -236,6 +257,7 @@ def _batch(
     samples: Sequence[Conversation],
     specs: Sequence[str],
     settings: ScorerTraining,
+    copies: int = 1,
 ) -> OmniInputs:
     rows = []
     for sample, spec in zip(samples, specs, strict=True):
@@ -252,19 +274,61 @@ def _batch(
                 f"A conversation has media of {kinds}; expected at least one of "
                 f"{', '.join(settings.modalities)}, whose scorer is trained. Leave it out."
             )
-        rows.append(row)
+        rows += [row] * copies
     return collate(rows, pad_token_id=processor.ids.pad, padding_side="right")
 
 
-def _answer_logits(model: OmniModel, inputs: OmniInputs) -> Float[Tensor, "targets vocab"]:
-    """Scores at the positions that predict a labelled token, row after row, in float32."""
+def _for_copies(whole: OmniInputs, encoded: Sequence[Tokens], copies: int) -> Iterator[Tokens]:
+    """The tokens of each row's media, row by row, each row as often as it was copied."""
+    for row in range(len(whole.input_ids)):
+        own = [those for item, those in zip(whole.media, encoded, strict=True) if item.row == row]
+        yield from own * copies
+
+
+def _losses(
+    model: OmniModel,
+    reduced: OmniInputs,
+    tokens: Sequence[Tokens],
+    settings: ScorerTraining,
+    unreduced: tuple[OmniInputs, Sequence[Tokens]],
+) -> Float[Tensor, " rows"]:
+    """Loss of every row, a mean over the tokens of its answers."""
+    logits, targets, row_of = _answer_logits(model, reduced, tokens)
+    loss = F.cross_entropy(logits, targets, reduction="none")
+    if settings.distillation:
+        with torch.no_grad():
+            taught, _, taught_row_of = _answer_logits(model, *unreduced)
+        copies = len(reduced.input_ids) // len(unreduced[0].input_ids)
+        taught = torch.cat(
+            [rows for sample in _split(taught, taught_row_of) for rows in [sample] * copies]
+        )
+        divergence = F.kl_div(
+            F.log_softmax(logits / settings.temperature, dim=-1),
+            F.log_softmax(taught / settings.temperature, dim=-1),
+            log_target=True,
+            reduction="none",
+        ).sum(-1)
+        weight = settings.distillation
+        loss = (1 - weight) * loss + weight * settings.temperature**2 * divergence
+    return torch.stack([rows.mean() for rows in _split(loss, row_of)])
+
+
+def _split(values: Tensor, row_of: Tensor) -> tuple[Tensor, ...]:
+    return values.split(row_of.bincount().tolist())
+
+
+def _answer_logits(
+    model: OmniModel, inputs: OmniInputs, tokens: Sequence[Tokens]
+) -> tuple[Float[Tensor, "targets vocab"], Int[Tensor, " targets"], Int[Tensor, " targets"]]:
+    """Scores where a labelled token is predicted, in float32; the tokens, and their rows."""
     assert inputs.labels is not None
     placed = inputs.to(model.device)
-    logits = model(
-        input_ids=placed.input_ids, attention_mask=placed.attention_mask, media=placed.media
-    ).logits
+    embeddings, _ = model.place(placed.input_ids, placed.media, tokens, placed.attention_mask)
+    logits = model(inputs_embeds=embeddings, attention_mask=placed.attention_mask).logits
     is_target = inputs.labels[:, 1:] != IGNORE_INDEX
-    return logits[:, :-1][is_target.to(logits.device)].float()
+    targets = inputs.labels[:, 1:][is_target].to(logits.device)
+    found = logits[:, :-1][is_target.to(logits.device)].float()
+    return found, targets, is_target.nonzero()[:, 0]
 
 
 def _indices(numbers: range, count: int, seed: int) -> Iterator[int]:
@@ -291,7 +355,6 @@ def _only_trained(model: OmniModel, settings: ScorerTraining) -> Iterator[nn.Mod
     parts = model.token_scorers if settings.queries is None else model.resamplers
     trained = nn.ModuleDict({m: parts[m] for m in settings.modalities})
     model.eval().requires_grad_(False)
-    trained.train()  # turns on the noise of the scorers
     if settings.projector_learning_rate:
         for name in PROJECTORS:
             if getattr(model, name) is not None:

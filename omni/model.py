@@ -1,6 +1,6 @@
 """OmniModel: towers, reduction, projectors and the hybrid decoder as one transformers model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -185,7 +185,8 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             modality: What it will score.
             rates: Lowest and highest rate that it will be trained at; saved with the checkpoint.
         """
-        self.config.token_scorers = {**self.config.token_scorers, modality: list(rates)}
+        as_floats = [float(rate) for rate in rates]
+        self.config.token_scorers = {**self.config.token_scorers, modality: as_floats}
         if modality not in self.token_scorers:
             new = TokenScorer(self.config.text_config.hidden_size)
             self.token_scorers[modality] = new.to(self.device, self.dtype)
@@ -263,7 +264,18 @@ class OmniModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[Float[Tensor, "batch seq hidden"], Int[Tensor, "batch seq"], list[TokenLayout]]:
         """Prompt embeddings with media in place, the ids as laid, and each item's layout."""
         encoded = self.encode(media, times)
-        embeddings, ids = fuse(
+        embeddings, ids = self.place(input_ids, media, encoded, attention_mask)
+        return embeddings, ids, [layout for _, layout in encoded]
+
+    def place(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        media: Sequence[MediaItem],
+        encoded: Sequence[tuple[Tensor, TokenLayout]],
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "batch seq hidden"], Int[Tensor, "batch seq"]]:
+        """Prompt embeddings with encoded media in place, and the ids as laid; see `omni.fusion`."""
+        return fuse(
             input_ids,
             media,
             encoded,
@@ -271,7 +283,6 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             self.placeholder_ids,
             None if attention_mask is None else attention_mask.bool(),
         )
-        return embeddings, ids, [layout for _, layout in encoded]
 
     def new_cache(self, capacity: int) -> HybridCache | None:
         """An empty cache with room for ``capacity`` positions; None where transformers makes it."""

@@ -7,22 +7,16 @@
 Only the order of the scores decides, so one scorer serves every rate. The MLP starts at zero:
 an untrained scorer keeps what changed most, as EVS does.
 
-Choosing is not differentiable. The values of kept tokens are untouched, but their gradients also
-reach the scores (straight-through estimator, arXiv 1308.3432), as if with gates g = sigmoid(s)
-
-    y[j] = x[j] + sum over dropped i of  g[i] (x[i] - x[j]) / K
-
-had come out: a dropped token could have stood in the places of the kept. The usual gate, x[j] times
-g[j], teaches little or the wrong thing: a decoder that begins with a norm does not see the length
-of a token, and an answer that is wrong because what mattered was dropped says nothing of it. While
-training, Gumbel noise on the scores varies what is kept (Gumbel top-k, arXiv 1903.06059).
+Choosing is not differentiable, and nothing here pretends that it were: values and gradients of
+kept tokens pass through. A scorer learns from what its choices did to the answers;
+`finetune.exploration` varies them and estimates the gradient.
 """
 
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from token_reduction.base import Reducer, Stage, check_rate, count_kept
@@ -36,12 +30,10 @@ class TokenScorer(nn.Module):
     Args:
         dim: Width of a token.
         hidden: Width of the network.
-        noise: Scale of the Gumbel noise on the scores while training.
     """
 
-    def __init__(self, dim: int, hidden: int = 64, noise: float = 0.5) -> None:
+    def __init__(self, dim: int, hidden: int = 64) -> None:
         super().__init__()
-        self.noise = noise
         self.norm = nn.LayerNorm(dim)
         self.change_norm = nn.LayerNorm(dim)
         self.linear_1 = nn.Linear(2 * dim + 1, hidden)
@@ -108,7 +100,7 @@ class Learned(Reducer):
     def reduce(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
     ) -> tuple[Float[Tensor, "reduced dim"], TokenLayout]:
-        """Select rows; values are untouched, gradients reach the scores.
+        """Select rows.
 
         Raises:
             ValueError: If no scorer was bound.
@@ -120,24 +112,5 @@ class Learned(Reducer):
                 "such as evs."
             )
         scores = self.scorer(features, layout).float()
-        ranked = scores.detach()
-        if self.scorer.training and self.scorer.noise:
-            gumbel = -torch.empty_like(ranked).exponential_().log()
-            ranked = ranked + self.scorer.noise * gumbel
-        kept = largest(ranked, self.num_tokens(layout.shape))
-        chosen = features[kept]
-        if torch.is_grad_enabled():
-            chosen = chosen + self._taught(scores.sigmoid(), features.detach(), kept)
-        return chosen, layout.select(kept)
-
-    def _taught(
-        self,
-        gate: Float[Tensor, " tokens"],
-        x: Float[Tensor, "tokens dim"],
-        kept: Int[Tensor, " kept"],
-    ) -> Float[Tensor, "kept dim"]:
-        """Zeros, with the gradient of the gates."""
-        is_dropped = torch.ones_like(gate)
-        is_dropped[kept] = 0
-        open_by = (is_dropped * (gate - gate.detach())).to(x.dtype)
-        return (open_by @ x - open_by.sum() * x[kept]) / len(kept)
+        kept = largest(scores.detach(), self.num_tokens(layout.shape))
+        return features[kept], layout.select(kept)

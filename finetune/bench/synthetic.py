@@ -1,9 +1,9 @@
 """Small things in large media, drawn by code: what a reducer must not lose.
 
     clip        a white digit, shown for three frames of ten while a coloured disc moves about
-    recording   one of eight steady tones, 0.16 s long, among sweeps and bursts of noise
-    picture     a digit, printed three times in 10 x 14 pixels each, in one corner of a page of any
-                size with coloured discs
+    recording   one of eight steady tones, 0.1 s long, among many sweeps and bursts of noise
+    picture     a white digit, printed three times in 10 x 14 pixels each, in one corner of a page
+                of any size, full of coloured discs and coloured signs that mean nothing
 
 Everything is a function of the task, a seed and a number, so a case can be made again by anyone.
 Nothing is read from disk: glyphs are drawn from a table of 5 x 7 dots.
@@ -34,7 +34,7 @@ PAGE_SIDES = (80, 96, 112, 128)
 PRINTED_TIMES = 3
 SAMPLE_RATE = 16_000
 TOKEN_SAMPLES = 1280  # of one audio token, 80 ms
-RECORDING_S, TONE_S, BURST_S = 3.0, 0.16, 0.24
+RECORDING_S, TONE_S, BURST_S = 3.0, 0.1, 0.24
 TONES_HZ = tuple(float(round(hz)) for hz in np.geomspace(300, 3400, 8))
 
 # Rows of five dots, top to bottom, as five bits each.
@@ -208,6 +208,8 @@ def _page(rng: Generator, digit: int) -> _Drawn:
     page = _ground(rng, (height, width))
     for _ in range(height * width // 1000):
         _disc(page, rng.uniform((0, 0), (height, width)), rng.uniform(4, 10), _any_ink(rng))
+    for _ in range(height * width // 400):
+        _sign(page, rng)
     glyph = np.pad(_glyph(digit, scale=2), ((0, 0), (0, 2)))
     glyph = np.tile(glyph, PRINTED_TIMES)[:, :-2]
     margin = rng.integers(0, 7, 2)
@@ -223,12 +225,12 @@ def _page(rng: Generator, digit: int) -> _Drawn:
 def _recording(rng: Generator, tone: int) -> _Drawn:
     samples = round(RECORDING_S * SAMPLE_RATE)
     wave = rng.normal(0, 0.01, samples)
-    for _ in range(int(rng.integers(2, 5))):
+    for _ in range(int(rng.integers(4, 8))):
         length = round(BURST_S * SAMPLE_RATE)
         start = int(rng.integers(samples - length))
         loudness = 10 ** (rng.uniform(-28, -14) / 20)
         wave[start : start + length] += rng.normal(0, loudness, length) * _fade(length)
-    for _ in range(int(rng.integers(4, 9))):
+    for _ in range(int(rng.integers(12, 19))):
         length = round(rng.uniform(0.1, 0.25) * SAMPLE_RATE)
         start = int(rng.integers(samples - length))
         low, high = rng.uniform(200, 1500), rng.uniform(2000, 5000)
@@ -257,6 +259,15 @@ def _disc(canvas: np.ndarray, centre: np.ndarray, radius: float, ink: tuple[int,
     rows, columns = np.indices(canvas.shape[:2])
     inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
     canvas[inside] = ink
+
+
+def _sign(canvas: np.ndarray, rng: Generator) -> None:
+    """Something that is as striking as a printed digit, and means nothing."""
+    dots = np.kron(rng.random((7, 5)) < 0.5, np.ones((2, 2))).astype(bool)
+    top, left = (
+        int(rng.integers(s - d + 1)) for s, d in zip(canvas.shape[:2], dots.shape, strict=True)
+    )
+    canvas[top : top + len(dots), left : left + dots.shape[1]][dots] = _any_ink(rng)
 
 
 def _any_ink(rng: Generator) -> tuple[int, int, int]:

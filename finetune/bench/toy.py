@@ -37,7 +37,6 @@ from finetune.tiny.optimizers import build_optimizers, set_rates
 from finetune.tiny.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from finetune.tiny.vision_tower import build_tower
 from omni.config import OmniConfig
-from omni.fusion import fuse
 from omni.inputs import Modality
 from omni.media import load_media
 from omni.model import OmniModel
@@ -288,14 +287,7 @@ def _answer_loss(
         rows.append(replace(row, media=[item]))
     packed = pack_rows(rows, processor.ids.pad)
     encoded = model.encode(packed.media)
-    embeddings, _ = fuse(
-        packed.input_ids,
-        packed.media,
-        encoded,
-        model.get_input_embeddings(),
-        model.placeholder_ids,
-        packed.attention_mask,
-    )
+    embeddings, _ = model.place(packed.input_ids, packed.media, encoded, packed.attention_mask)
     out = model(
         inputs_embeds=embeddings,
         attention_mask=packed.attention_mask,

@@ -1,7 +1,8 @@
 """Lines of real receipts: crops of scanned receipts (SROIE) with what is printed in them.
 
 Split by shop. Company names and addresses stay out, since they are the task of the fine-tuning
-example; so do lines with characters or lengths that the reading head has no place for.
+example; so do lines with characters or lengths that the reading head has no place for, and mere
+marks.
 """
 
 import json
@@ -22,6 +23,7 @@ from finetune.tiny.printed import CHARACTERS, MAX_CHARACTERS
 
 VALIDATION_SHARE = 0.1
 RESERVED_FIELDS = ("company", "address")
+MIN_PIXELS = 8  # lines with a shorter side are marks, not text
 
 
 class Crop(NamedTuple):
@@ -46,7 +48,7 @@ def receipt_lines(data: Path, split: Split) -> tuple[Crop, ...]:
     folder = data / "sroie"
     for row in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
         key = row["key"]
-        if _is_validation(str(key.get("company"))) != (split == "validation"):
+        if is_held_out(str(key.get("company"))) != (split == "validation"):
             continue
         with Image.open(folder / row["file"]) as image:
             receipt = np.asarray(image.convert("L"))
@@ -55,8 +57,10 @@ def receipt_lines(data: Path, split: Split) -> tuple[Crop, ...]:
             text = " ".join(line["text"].split())
             readable = 0 < len(text) <= MAX_CHARACTERS and set(text) <= set(CHARACTERS)
             is_reserved = any(map(str.isalpha, text)) and text.upper() in reserved
-            if readable and not is_reserved:
-                crops.append(Crop(receipt, tuple(line["box"]), text))
+            left, top, right, bottom = line["box"]
+            is_drawn = right - left >= MIN_PIXELS and bottom - top >= MIN_PIXELS
+            if readable and is_drawn and not is_reserved:
+                crops.append(Crop(receipt, (left, top, right, bottom), text))
     return tuple(crops)
 
 
@@ -83,13 +87,13 @@ def crops_by_grid(
     groups: dict[tuple[int, int], list[Crop]] = defaultdict(list)
     for crop in receipt_lines(data, split):
         left, top, right, bottom = crop.box
-        if right - left >= 8 and bottom - top >= 8:
-            grid = choose_image_grid(
-                bottom - top, right - left, min_patches=min_patches, max_patches=max_patches
-            )
-            groups[grid].append(crop)
+        grid = choose_image_grid(
+            bottom - top, right - left, min_patches=min_patches, max_patches=max_patches
+        )
+        groups[grid].append(crop)
     return {grid: tuple(groups[grid]) for grid in sorted(groups)}
 
 
-def _is_validation(shop: str) -> bool:
+def is_held_out(shop: str) -> bool:
+    """Whether a shop is kept out of the training of `omni-tiny` and of the recipe `receipts`."""
     return zlib.crc32(f"shop/{shop}".encode()) % 1000 < 1000 * VALIDATION_SHARE

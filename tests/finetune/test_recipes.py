@@ -12,7 +12,8 @@ from finetune.cli_run import explain
 from finetune.data import open_dataset
 from finetune.loop import finetune
 from finetune.recipes import FOLDER, load_recipe, recipe_names
-from finetune.recipes.prepare import is_test, prepare
+from finetune.recipes.prepare import prepare
+from finetune.tiny.receipts import is_held_out
 from omni.errors import RequestError
 from tests.support import tiny_omni
 
@@ -98,7 +99,7 @@ def test_the_released_model_fits_the_machines_that_the_recipe_names(name):
         assert found.trained == 55_422_976
 
 
-def test_shops_and_speakers_are_on_one_side(prepared):
+def test_a_shop_is_on_one_side_the_same_as_in_the_training_of_omni_tiny(prepared):
     rows = {
         part: list(map(json.loads, (prepared / f"receipts/{part}.jsonl").read_text().splitlines()))
         for part in ("train", "test")
@@ -107,7 +108,7 @@ def test_shops_and_speakers_are_on_one_side(prepared):
         assert found
         for row in found:
             company = json.loads(row["messages"][1]["content"])["company"]
-            assert is_test(company) == (part == "test")
+            assert is_held_out(company) == (part == "test")
             assert row["messages"][0]["content"].count("<image>") == len(row["images"]) == 2
 
 

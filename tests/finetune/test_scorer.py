@@ -14,6 +14,7 @@ from hypothesis import settings as few_settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from encoders import init_small_audio_tower
 from finetune import scorer as scorer_module
 from finetune.cli import register
 from finetune.data import open_dataset
@@ -51,6 +52,7 @@ def training(**changes: Any) -> ScorerTraining:
         "modalities": ("image", "video", "audio"),
         "rates": (0.2, 0.7),
         "batch_size": 3,
+        "draws": 4,
         "warmup_steps": 2,
         "save_every": 2,
     }
@@ -72,7 +74,9 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
 def test_only_scorers_change_and_the_model_is_left_as_it_was(distillation: float) -> None:
     assistant = tiny_omni.assistant()
-    model, before = assistant.model, weights(assistant)
+    model = assistant.model
+    init_small_audio_tower(model.audio_tower)  # as it is, all tokens are about zero
+    before = weights(assistant)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     settings = training(distillation=distillation)
     train_scorers(model, assistant.processor, mixed(), settings)
@@ -217,6 +221,8 @@ def test_rates_are_spread_over_the_range() -> None:
         ({"batch_size": 0}, r"batch_size is 0"),
         ({"distillation": 1.5}, r"distillation is 1.5; expected a weight from 0 to 1"),
         ({"temperature": 0.0}, r"temperature is 0.0; expected a number above 0"),
+        ({"draws": 1}, r"draws is 1; expected at least 2, to compare"),
+        ({"noise": 0.0}, r"noise is 0.0; expected a number above 0"),
         ({"save_every": 0}, r"save_every is 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The learned scorer: any rate, untouched values, gradients that teach it."""
+"""The learned scorer: any rate, untouched values."""
 
 import pytest
 import torch
@@ -12,9 +12,8 @@ from tests.support.layouts import (
     rates,
     shapes,
 )
-from token_reduction import Learned, Reducer, TokenLayout, TokenScorer, TokenShape, build
+from token_reduction import Learned, Reducer, TokenScorer, TokenShape, build
 
-ROUNDING = {"atol": 1e-5, "rtol": 1e-4}  # sums in another order, of values about 1
 few = settings(max_examples=40, deadline=None)
 
 
@@ -65,76 +64,13 @@ def test_an_untrained_scorer_keeps_what_changed_most(shape: TokenShape, rate: fl
     assert layout.cells.tolist() == sorted(order[: layout.shape.num_tokens].tolist())
 
 
-def test_gradients_reach_kept_tokens_and_the_whole_scorer() -> None:
+def test_gradients_reach_the_kept_tokens_and_no_others() -> None:
     shape = TokenShape.full("video", (4, 3, 3))
-    weights = scorer()
     features = features_for(shape).requires_grad_()
-    reduced, layout = bound(0.75, weights)(features, full_layout(shape))
-    reduced.square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in weights.parameters())
+    reduced, layout = bound(0.75)(features, full_layout(shape))
+    reduced.sum().backward()
     assert features.grad is not None
-    assert bool((features.grad[layout.cells].abs().sum(1) > 0).all())
-
-
-@few
-@given(shapes, rates)
-def test_a_dropped_token_gets_the_gradient_of_standing_in_for_the_kept(
-    shape: TokenShape, rate: float
-) -> None:
-    class Given(TokenScorer):
-        """Scores that are given."""
-
-        def forward(self, features: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-            return given_scores
-
-    x, wish = features_for(shape), features_for(shape, seed=1)
-    given_scores = features_for(shape, dim=1, seed=2)[:, 0].requires_grad_()
-    reduced, layout = bound(rate, Given(dim=5).eval())(x, full_layout(shape))
-    kept = layout.cells.tolist()
-    (reduced * wish[kept]).sum().backward()
-    for i in range(len(x)):
-        gain = torch.zeros(())
-        if i not in kept:
-            gain = torch.stack([wish[j] @ (x[i] - x[j]) for j in kept]).mean()
-        gate = given_scores.detach()[i].sigmoid()
-        assert given_scores.grad is not None
-        torch.testing.assert_close(given_scores.grad[i], gain * gate * (1 - gate), **ROUNDING)
-
-
-def test_training_with_noise_tries_other_tokens_and_answers_never_vary() -> None:
-    shape = TokenShape.full("image", (1, 6, 6))
-    weights, features, layout = scorer(), features_for(shape), full_layout(shape)
-    reducer = bound(0.5, weights)
-    calm = [reducer(features, layout)[1].cells.tolist() for _ in range(5)]
-    assert all(cells == calm[0] for cells in calm)
-    weights.train()
-    tried = {tuple(reducer(features, layout)[1].cells.tolist()) for _ in range(5)}
-    assert len(tried) > 1
-
-
-def test_the_scorer_learns_which_tokens_the_loss_needs() -> None:
-    """Only a hidden direction of a token counts; keeping tokens by chance would gain nothing."""
-    weights = TokenScorer(dim=5, hidden=8).train()
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(weights.parameters(), lr=0.03)
-    shape = TokenShape.full("image", (1, 6, 6))
-
-    def wanted(seed: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        features = features_for(shape, seed=seed)
-        reduced, _ = bound(rate, weights)(features, full_layout(shape))
-        best = features[:, 0].topk(len(reduced)).values.sum()
-        return reduced[:, 0].sum(), best
-
-    for seed in range(100):
-        optimizer.zero_grad()
-        kept, _ = wanted(seed, rate=0.2 + 0.6 * (seed % 7) / 6)
-        (-kept).backward()
-        optimizer.step()
-    weights.eval()
-    for rate in (0.3, 0.75):
-        pairs = [wanted(seed, rate) for seed in range(1000, 1010)]
-        best = sum(most.item() for _, most in pairs)
-        assert sum(kept.item() for kept, _ in pairs) > 0.75 * best
+    assert features.grad.abs().sum(1).nonzero()[:, 0].tolist() == layout.cells.tolist()
 
 
 def test_streamed_equals_at_once() -> None:
