@@ -89,7 +89,7 @@ class JointTraining:
     max_grad_norm: float = 1.0
     balance_rate: float = 1e-3
     pool: int = 12_000
-    renewed: int = 8
+    renewed: int = 16
     fill: float = 0.08
     save_every: int = 40
     evaluate_every: int = 400
