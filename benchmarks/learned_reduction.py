@@ -3,11 +3,11 @@
     python benchmarks/learned_reduction.py --work RUN --out benchmarks/results
 
 Puzzles are drawn by code (`finetune/bench/synthetic.py`): a digit shown for three frames of a clip,
-a short steady tone among sweeps and bursts of noise, small digits in a corner of a page. A model of
-half a million parameters learns them from nothing (`finetune/bench/toy.py`), its decoder also with
-media reduced in all ways that need no training. It is then frozen and a scorer for each modality is
-trained through the answers, and towards those of the unreduced model, at rates from 0 to 85 %
-(`finetune/scorer.py`). All reducers meet the same weights and the same cases.
+a short pure tone among buzzes, a small white digit in a corner of a page full of coloured ones. A
+model of half a million parameters learns them from nothing (`finetune/bench/toy.py`), its decoder
+also with media reduced in all ways that need no training. It is then frozen and a scorer for each
+modality is trained through the answers at rates from 0 to 85 % (`finetune/scorer.py`). All reducers
+meet the same weights and the same cases.
 
 1. Train: sight, base, scorers; each stage is kept in --work, and a stopped run goes on.
 2. Choose the training-free rival of each task: of those that remove 75 % here, the one with most
@@ -351,13 +351,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the stages")
     parser.add_argument("--out", type=Path, help="folder for the JSON line and the picture")
     parser.add_argument("--sight-steps", type=int, default=350)
-    parser.add_argument("--base-steps", type=int, default=420)
-    parser.add_argument("--scorer-steps", type=int, default=120, help="for each modality")
+    parser.add_argument("--base-steps", type=int, default=700)
+    parser.add_argument("--scorer-steps", type=int, default=60, help="for each modality")
     parser.add_argument("--scorer-batch", type=int, default=16)
     parser.add_argument("--scorer-learning-rate", type=float, default=3e-3)
-    parser.add_argument("--distillation", type=float, default=0.8, help="see finetune.scorer")
+    parser.add_argument("--distillation", type=float, default=0.0, help="see finetune.scorer")
     parser.add_argument("--choice-cases", type=int, default=120)
-    parser.add_argument("--cases", type=int, default=400)
+    parser.add_argument("--cases", type=int, default=600)
     parser.add_argument("--curve-cases", type=int, default=120)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -11,9 +11,11 @@ from torch import nn
 from finetune.presets import Targets, find_targets, lora_config
 from finetune.settings import FinetuneSettings
 from omni.budget import readable_bytes
+from omni.footprint import training_bytes
 from omni.model import OmniModel
 
 ADAM_BYTES = 8  # two float32 moments for each trained value
+HALF_BYTES = 2  # of an activation in mixed precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,9 @@ class Explanation:
         weight_bytes: Memory of all weights.
         gradient_bytes: Of the gradients.
         optimizer_bytes: Of AdamW's two moments.
+        activation_bytes: Estimate for the decoder over `max_length` tokens, meant to be above what
+            is used; towers and samples as they were opened come on top.
+        max_length: Tokens that run through the model at once.
     """
 
     preset: str
@@ -56,6 +61,8 @@ class Explanation:
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    activation_bytes: int
+    max_length: int
 
     @property
     def share(self) -> float:
@@ -64,7 +71,10 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        fields = ("preset", "trained", "total", "weight_bytes", "gradient_bytes", "optimizer_bytes")
+        fields = (
+            *("preset", "trained", "total", "weight_bytes", "gradient_bytes", "optimizer_bytes"),
+            *("activation_bytes", "max_length"),
+        )
         rows = [
             {"name": r.name, "count": r.count, "shape": list(r.shape), "how": r.how,
              "trained": r.trained}
@@ -81,7 +91,8 @@ class Explanation:
             f"{self.trained:,} of {self.total:,} values are trained ({100 * self.share:.2f} %). "
             f"Weights {readable_bytes(self.weight_bytes)}, gradients "
             f"{readable_bytes(self.gradient_bytes)}, optimiser "
-            f"{readable_bytes(self.optimizer_bytes)}; activations come on top."
+            f"{readable_bytes(self.optimizer_bytes)}; activations of the decoder at most about "
+            f"{readable_bytes(self.activation_bytes)} for {self.max_length:,} tokens."
         )
 
 
@@ -121,7 +132,7 @@ def make_trainable(
         chosen = set(targets.whole)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
-    return wrapped, targets, _explain(wrapped, targets, shapes, settings)
+    return wrapped, targets, _explain(model, wrapped, targets, shapes, settings)
 
 
 def trained_parameters(wrapped: nn.Module) -> dict[str, nn.Parameter]:
@@ -130,6 +141,7 @@ def trained_parameters(wrapped: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _explain(
+    model: OmniModel,
     wrapped: nn.Module,
     targets: Targets,
     shapes: dict[str, tuple[int, ...]],
@@ -168,6 +180,13 @@ def _explain(
         weight_bytes=sum(p.numel() * p.element_size() for p in wrapped.parameters()),
         gradient_bytes=sum(p.numel() * p.element_size() for p in trained.values()),
         optimizer_bytes=ADAM_BYTES * sum(p.numel() for p in trained.values()),
+        activation_bytes=training_bytes(
+            model.config.text_config,
+            settings.max_length,
+            model.dtype.itemsize if settings.mixed_precision == "no" else HALF_BYTES,
+            recompute=settings.gradient_checkpointing,
+        ),
+        max_length=settings.max_length,
     )
 
 

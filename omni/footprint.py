@@ -157,16 +157,20 @@ def decoder_bytes(text: Any, num_tokens: int, runtime: Runtime) -> int:
     return widest + mask + text.vocab_size * (b + FLOAT32)
 
 
-def training_bytes(text: Any, num_tokens: int, b: int) -> int:
+def training_bytes(text: Any, num_tokens: int, b: int, *, recompute: bool = False) -> int:
     """All layers of the decoder over one sample, with the gradients of what they keep.
 
     Args:
         text: The decoder's config.
         num_tokens: Tokens of the sample.
         b: Bytes of a number.
+        recompute: Layers keep their input only and run again in the backward pass, one at a time.
     """
     kinds = Counter(_kinds(text))
     layers = sum(n * _layer_bytes(text, kind, num_tokens, b) for kind, n in kinds.items())
+    if recompute:
+        inputs = kinds.total() * num_tokens * text.hidden_size * b
+        layers = inputs + max(_layer_bytes(text, kind, num_tokens, b) for kind in kinds)
     scores = num_tokens * text.vocab_size * (b + 2 * FLOAT32)
     return 2 * layers + scores
 

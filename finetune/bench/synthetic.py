@@ -1,9 +1,13 @@
 """Small things in large media, drawn by code: what a reducer must not lose.
 
     clip        a white digit, shown for three frames of ten while a coloured disc moves about
-    recording   one of eight steady tones, 0.1 s long, among many sweeps and bursts of noise
+    recording   one of eight steady pure tones, 0.1 s long, among buzzes of the same eight pitches,
+                sweeps and bursts of noise
     picture     a white digit, printed three times in 10 x 14 pixels each, in one corner of a page
-                of any size, full of coloured discs and coloured signs that mean nothing
+                of any size that is full of coloured digits and discs
+
+What the question asks for is the smaller part of what there is to see and hear: a reducer that
+keeps what is striking or different from the rest keeps much else.
 
 Everything is a function of the task, a seed and a number, so a case can be made again by anyone.
 Nothing is read from disk: glyphs are drawn from a table of 5 x 7 dots.
@@ -60,7 +64,12 @@ _INKS = (
 )
 
 
-_Drawn = tuple[np.ndarray, int, np.ndarray]  # medium, label, covered
+# What a token can show: from 0 what is asked for, from OTHER on the same in colour or as a buzz.
+OTHER, NOTHING, UNSURE = 10, 20, -100
+# Pixels (or samples) of a thing from which on a token shows it: about a third of one digit.
+ENOUGH = {"clip": 98, "recording": 250, "picture": 24}
+
+_Drawn = tuple[np.ndarray, int, np.ndarray]  # medium, label, shown
 
 
 class Puzzle(NamedTuple):
@@ -70,14 +79,19 @@ class Puzzle(NamedTuple):
         task: A key of `TASKS`.
         medium: Pixels `(h, w, 3)`, frames `(t, h, w, 3)`, or samples.
         label: What the small thing is, from 0.
-        covered: Which pixels, pixels of frames or samples belong to it, bool `(h, w)`,
+        shown: What each pixel, pixel of a frame or sample shows, -1 if nothing: `(h, w)`,
             `(t, h, w)` or `(samples,)`.
     """
 
     task: str
     medium: np.ndarray
     label: int
-    covered: Bool[np.ndarray, "..."]
+    shown: Int[np.ndarray, "..."]
+
+    @property
+    def covered(self) -> Bool[np.ndarray, "..."]:
+        """Where the small thing is."""
+        return self.shown == self.label
 
     @property
     def answer(self) -> str:
@@ -86,17 +100,30 @@ class Puzzle(NamedTuple):
 
     def shares(self, grid: tuple[int, int, int]) -> Float32[np.ndarray, " cells"]:
         """Share of the small thing in each cell of a grid (t, h, w) over the medium."""
-        found = np.zeros(grid, np.float32)
-        places = np.argwhere(self.covered)
+        counts = self._counts(self.label, grid)
+        return (counts / counts.sum()).astype(np.float32)
+
+    def classes(self, grid: tuple[int, int, int]) -> Int[np.ndarray, " cells"]:
+        """What each cell of a grid (t, h, w) shows; `UNSURE` where there is little of it."""
+        kinds = np.unique(self.shown[self.shown >= 0])
+        counts = np.stack([self._counts(kind, grid) for kind in kinds])
+        most = counts.max(0)
+        found = np.where(most > 0, UNSURE, NOTHING)
+        return np.where(most >= ENOUGH[self.task], kinds[counts.argmax(0)], found)
+
+    def _counts(self, kind: int, grid: tuple[int, int, int]) -> Int[np.ndarray, " cells"]:
+        """How many pixels or samples of each cell show something."""
+        places = np.argwhere(self.shown == kind)
         if self.task == "picture":
             places = np.insert(places, 0, 0, axis=1)
-        size = self.covered.shape if self.task == "clip" else (1, *self.covered.shape)
+        size = self.shown.shape if self.task == "clip" else (1, *self.shown.shape)
         if self.task == "recording":  # the last token may be cut
             places = np.pad(places // TOKEN_SAMPLES, ((0, 0), (0, 2)))
             places[:, 0] = places[:, 0].clip(max=grid[0] - 1)
         else:
             places = places * np.array(grid) // np.array(size)
-        np.add.at(found, tuple(places.T), 1 / len(places))
+        found = np.zeros(grid, np.int64)
+        np.add.at(found, tuple(places.T), 1)
         return found.ravel()
 
     @property
@@ -200,52 +227,66 @@ def _clip(rng: Generator, digit: int) -> _Drawn:
         low, high = radius, np.array([height - radius, width - radius])
         step = np.where((place < low) | (place > high), -step, step)  # it bounces off the edges
         place = np.clip(place, low, high)
-    return np.stack(frames), digit, covered
+    return np.stack(frames), digit, np.where(covered, digit, -1)
 
 
 def _page(rng: Generator, digit: int) -> _Drawn:
     height, width = (int(side) for side in rng.choice(PAGE_SIDES, 2))
     page = _ground(rng, (height, width))
+    shown = np.full((height, width), -1)
     for _ in range(height * width // 1000):
         _disc(page, rng.uniform((0, 0), (height, width)), rng.uniform(4, 10), _any_ink(rng))
-    for _ in range(height * width // 400):
-        _sign(page, rng)
+    for _ in range(height * width // 600):
+        other = int(rng.integers(10))
+        glyph = _glyph(other, scale=2)
+        top = int(rng.integers(height - len(glyph) + 1))
+        left = int(rng.integers(width - glyph.shape[1] + 1))
+        box = slice(top, top + len(glyph)), slice(left, left + glyph.shape[1])
+        page[box][glyph] = _any_ink(rng)
+        shown[box][glyph] = OTHER + other
     glyph = np.pad(_glyph(digit, scale=2), ((0, 0), (0, 2)))
     glyph = np.tile(glyph, PRINTED_TIMES)[:, :-2]
     margin = rng.integers(0, 7, 2)
     top = int(margin[0]) if rng.random() < 0.5 else height - len(glyph) - int(margin[0])
     left = int(margin[1]) if rng.random() < 0.5 else width - glyph.shape[1] - int(margin[1])
-    covered = np.zeros((height, width), bool)
-    covered[top : top + len(glyph), left : left + glyph.shape[1]] = glyph
-    page[covered] = 255
+    box = slice(top, top + len(glyph)), slice(left, left + glyph.shape[1])
+    page[box][glyph] = 255
+    shown[box][glyph] = digit
     noisy = np.clip(page + rng.normal(0, 6, page.shape), 0, 255).astype(np.uint8)
-    return noisy, digit, covered
+    return noisy, digit, shown
 
 
 def _recording(rng: Generator, tone: int) -> _Drawn:
-    samples = round(RECORDING_S * SAMPLE_RATE)
-    wave = rng.normal(0, 0.01, samples)
-    for _ in range(int(rng.integers(4, 8))):
-        length = round(BURST_S * SAMPLE_RATE)
-        start = int(rng.integers(samples - length))
-        loudness = 10 ** (rng.uniform(-28, -14) / 20)
-        wave[start : start + length] += rng.normal(0, loudness, length) * _fade(length)
-    for _ in range(int(rng.integers(12, 19))):
-        length = round(rng.uniform(0.1, 0.25) * SAMPLE_RATE)
-        start = int(rng.integers(samples - length))
+    wave = rng.normal(0, 0.01, round(RECORDING_S * SAMPLE_RATE))
+    shown = np.full(len(wave), -1)
+
+    def add(sound: np.ndarray, loudness_db: float, kind: int = -1) -> None:
+        start = int(rng.integers(len(wave) - len(sound)))
+        place = slice(start, start + len(sound))
+        wave[place] += 10 ** (loudness_db / 20) * sound * _fade(len(sound))
+        if kind >= 0:
+            shown[place] = kind
+
+    for _ in range(int(rng.integers(2, 5))):
+        noise = rng.normal(0, 1, round(BURST_S * SAMPLE_RATE))
+        add(noise, rng.uniform(-28, -14))
+    for _ in range(int(rng.integers(6, 11))):
         low, high = rng.uniform(200, 1500), rng.uniform(2000, 5000)
-        hertz = np.linspace(*((low, high) if rng.random() < 0.5 else (high, low)), length)
-        sweep = np.sin(2 * np.pi * np.cumsum(hertz) / SAMPLE_RATE)
-        wave[start : start + length] += 10 ** (rng.uniform(-28, -18) / 20) * sweep * _fade(length)
-    length = round(TONE_S * SAMPLE_RATE)
-    start = int(rng.integers(samples - length))
-    times = np.arange(length) / SAMPLE_RATE
-    pitch = TONES_HZ[tone] * 2 ** rng.uniform(-0.1, 0.1)
-    swing = np.sin(2 * np.pi * (pitch * times + rng.random()))
-    wave[start : start + length] += 10 ** (rng.uniform(-26, -18) / 20) * 1.4 * swing * _fade(length)
-    covered = np.zeros(samples, bool)
-    covered[start : start + length] = True
-    return np.clip(wave, -1, 1).astype(np.float32), tone, covered
+        ends = (low, high) if rng.random() < 0.5 else (high, low)
+        hertz = np.linspace(*ends, round(rng.uniform(0.1, 0.25) * SAMPLE_RATE))
+        add(np.sin(2 * np.pi * np.cumsum(hertz) / SAMPLE_RATE), rng.uniform(-28, -18))
+    for _ in range(int(rng.integers(5, 10))):
+        pitch = int(rng.integers(len(TONES_HZ)))
+        overtones = [_tone(rng, TONES_HZ[pitch] * n) for n in (0.5, 1, 1.5, 2)]
+        add(0.7 * np.sum(overtones, axis=0), rng.uniform(-26, -18), OTHER + pitch)
+    add(1.4 * _tone(rng, TONES_HZ[tone]), rng.uniform(-26, -18), tone)
+    return np.clip(wave, -1, 1).astype(np.float32), tone, shown
+
+
+def _tone(rng: Generator, hertz: float) -> np.ndarray:
+    """A pure tone of a random phase, a little off."""
+    times = np.arange(round(TONE_S * SAMPLE_RATE)) / SAMPLE_RATE
+    return np.sin(2 * np.pi * (hertz * 2 ** rng.uniform(-0.1, 0.1) * times + rng.random()))
 
 
 def _ground(rng: Generator, size: tuple[int, int]) -> np.ndarray:
@@ -259,15 +300,6 @@ def _disc(canvas: np.ndarray, centre: np.ndarray, radius: float, ink: tuple[int,
     rows, columns = np.indices(canvas.shape[:2])
     inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
     canvas[inside] = ink
-
-
-def _sign(canvas: np.ndarray, rng: Generator) -> None:
-    """Something that is as striking as a printed digit, and means nothing."""
-    dots = np.kron(rng.random((7, 5)) < 0.5, np.ones((2, 2))).astype(bool)
-    top, left = (
-        int(rng.integers(s - d + 1)) for s, d in zip(canvas.shape[:2], dots.shape, strict=True)
-    )
-    canvas[top : top + len(dots), left : left + dots.shape[1]][dots] = _any_ink(rng)
 
 
 def _any_ink(rng: Generator) -> tuple[int, int, int]:
@@ -291,7 +323,6 @@ def _fade(length: int) -> np.ndarray:
 # ---- sheets: many digits at once, to learn to see ----
 
 TOKEN_PIXELS = 16  # side of a decoder token: two patches
-NOTHING, UNSURE = 10, -100  # labels of a token without a digit, and with the edge of one
 
 
 def draw_sheet(
@@ -304,8 +335,8 @@ def draw_sheet(
         rng: Source of randomness.
 
     Returns:
-        The medium, and for each token the digit of which it covers a fifth or more, `NOTHING`
-        or `UNSURE`.
+        The medium, and for each token the digit of which it covers a fifth or more (of a coloured
+        one `OTHER` more), `NOTHING` or `UNSURE`.
     """
     size, scale, count = (SHEET_SIZE, 2, 10) if modality == "image" else (FRAME_SIZE, 4, 3)
     sheet = _ground(rng, size)
@@ -320,8 +351,9 @@ def draw_sheet(
         left = int(rng.integers(size[1] - glyph.shape[1] + 1))
         box = slice(top, top + len(glyph)), slice(left, left + glyph.shape[1])
         if (owner[box] < 0).all():
-            owner[box] = digit
-            sheet[box][glyph] = 255
+            is_white = modality == "video" or rng.random() < 0.5
+            owner[box] = digit if is_white else OTHER + digit
+            sheet[box][glyph] = 255 if is_white else _any_ink(rng)
     frames = [sheet + rng.normal(0, 6, sheet.shape) for _ in range(2 if modality == "video" else 1)]
     pixels = np.clip(np.stack(frames), 0, 255).astype(np.uint8)
     labels = _token_labels(owner, num_pixels=35 * scale**2)
@@ -332,7 +364,7 @@ def _token_labels(owner: np.ndarray, num_pixels: int) -> np.ndarray:
     labels = []
     for rows in np.split(owner, len(owner) // TOKEN_PIXELS):
         for token in np.split(rows, owner.shape[1] // TOKEN_PIXELS, axis=1):
-            counts = np.bincount(token.ravel() + 1, minlength=11)[1:] / num_pixels
+            counts = np.bincount(token.ravel() + 1, minlength=NOTHING + 1)[1:] / num_pixels
             digit = int(counts.argmax())
             label = digit if counts[digit] >= 0.2 else UNSURE
             labels.append(NOTHING if counts[digit] == 0 else label)

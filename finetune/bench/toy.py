@@ -303,9 +303,8 @@ def _answer_loss(
         puzzle = item.facts["puzzle"]
         first = item.start + int((targets[item.row, item.start :] >= 0).nonzero()[0])
         right[puzzle.task].append(bool(is_right[item.row, first]))
-        shares = torch.from_numpy(puzzle.shares(layout.shape.grid))[layout.cells]
-        edge = torch.where(shares > 0, UNSURE, NOTHING)
-        shown[puzzle.task].append((features, torch.where(shares > 0.12, puzzle.label, edge)))
+        classes = torch.from_numpy(puzzle.classes(layout.shape.grid))
+        shown[puzzle.task].append((features, classes[layout.cells]))
     for task, tokens in shown.items():
         features, labels = (torch.cat(part) for part in zip(*tokens, strict=True))
         loss = loss + 0.5 * _token_loss(heads[task](features), labels, of_nothing=0.15)

@@ -58,7 +58,8 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
     """Company and address of scanned receipts as a JSON object, split by shop.
 
     Shops that are held out have not been seen in the training of `omni-tiny` either. The question
-    comes with the top of the receipt, cut into bands.
+    comes with the top of the receipt, cut into bands. For training each band is asked about alone
+    too, what is written in it: a small model learns to read from that, not from one long answer.
 
     Args:
         source: Folder with SROIE's `manifest.jsonl` and images.
@@ -70,6 +71,7 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
         key = row["key"]
         if not key.get("company") or not key.get("address"):
             continue
+        held_out = is_held_out(key["company"])
         names = []
         with Image.open(source / row["file"]) as page:
             grey = page.convert("L")
@@ -78,8 +80,17 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
             name = f"bands/{row['id']}-{number}.png"
             grey.crop((0, top, grey.width, top + BAND_PIXELS)).save(out / name)
             names.append(name)
+            text = _text_between(row["lines"], top, top + BAND_PIXELS)
+            if text and not held_out:
+                yield False, conversation("What is written here?", text, images=[name])
         answer = json.dumps({"company": key["company"], "address": key["address"]})
-        yield is_held_out(key["company"]), conversation(question, answer, images=names)
+        yield held_out, conversation(question, answer, images=names)
+
+
+def _text_between(lines: list[Row], top: int, bottom: int) -> str:
+    """The lines whose middle lies between two heights, from top to bottom."""
+    middles = sorted(((line["box"][1] + line["box"][3]) / 2, line["text"]) for line in lines)
+    return "\n".join(text for middle, text in middles if top <= middle < bottom)
 
 
 def words(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:

@@ -74,6 +74,7 @@ def test_two_processes_learn_what_one_learns(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(data, tmp_path):
     settings = replace(SETTINGS, max_steps=80, save_steps=3, max_bad_share=0.5, lora_dropout=0.1)
     finish(start(data, tmp_path / "whole", settings))

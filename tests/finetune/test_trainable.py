@@ -121,3 +121,14 @@ def test_a_schedule_warms_up_and_never_exceeds_its_rate(schedule: str) -> None:
     assert max(rates) == pytest.approx(0.3)
     assert all(a >= b - 1e-12 for a, b in pairwise(rates[5:]))
     assert (rates[-1] < 0.05) == (schedule != "constant")
+
+
+def test_recomputing_layers_takes_less_memory_and_half_the_tokens_take_half():
+    def activations(**changes):
+        model = tiny_omni.omni_model()
+        return make_trainable(model, FinetuneSettings(**changes))[2].activation_bytes
+
+    whole = activations(max_length=4096)
+    assert activations(max_length=4096, gradient_checkpointing=True) < whole
+    assert activations(max_length=2048) == pytest.approx(whole / 2, rel=0.01)
+    assert activations(max_length=4096, mixed_precision="bf16") < whole

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from finetune.bench.synthetic import (
     NOTHING,
     NUMBERS,
+    OTHER,
     TASKS,
     UNSURE,
     Conversations,
@@ -38,7 +39,7 @@ def test_a_number_is_the_same_puzzle_each_time_whatever_came_before(
     again = drawn[index]
     assert first.label == again.label
     assert np.array_equal(first.medium, again.medium)
-    assert np.array_equal(first.covered, again.covered)
+    assert np.array_equal(first.shown, again.shown)
 
 
 @few
@@ -49,6 +50,9 @@ def test_the_small_thing_lies_in_few_cells_and_all_of_it_in_some(puzzle: Puzzle)
     shares = puzzle.shares(grids[puzzle.task])
     assert shares.sum() == pytest.approx(1.0, abs=1e-4)
     assert 0 < np.count_nonzero(shares) <= len(shares) / 3
+    classes = puzzle.classes(grids[puzzle.task])
+    assert puzzle.label in classes
+    assert set(classes[shares > 0].tolist()) <= {*range(NOTHING), UNSURE}
 
 
 @few
@@ -90,8 +94,8 @@ def test_a_sheet_names_the_digits_that_it_shows(modality: Modality) -> None:
         pixels, labels = draw_sheet(modality, np.random.default_rng(seed))
         frames = pixels if modality == "video" else pixels[None]
         assert len(labels) == frames.shape[1] * frames.shape[2] / 256
-        assert set(labels.tolist()) <= {*range(10), NOTHING, UNSURE}
+        assert set(labels.tolist()) <= {*range(NOTHING), NOTHING, UNSURE}
         tokens = frames[0].reshape(frames.shape[1] // 16, 16, frames.shape[2] // 16, 16, 3)
         white = (tokens.min(axis=-1) > 200).any(axis=(1, 3)).ravel()
         assert not white[labels == NOTHING].any()
-        assert white[(labels >= 0) & (labels < NOTHING)].all()
+        assert white[(labels >= 0) & (labels < OTHER)].all()
