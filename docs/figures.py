@@ -1,17 +1,24 @@
 """Draw the figures of docs/token-reduction.md: what each reducer leaves of a sample, by evidence.
 
     python docs/figures.py
+    python docs/figures.py --learned RUN     # --work of benchmarks/learned_reduction.py
 
 Asks omni-tiny about the samples in examples/media, once for each reducer, and draws
-`reply.evidence`: kept cells as they are, merged cells tinted, dropped cells faded.
+`reply.evidence`: kept cells as they are, merged cells tinted, dropped cells faded. The trained
+scorer is that of the benchmark, on its puzzles.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import omni
+from finetune.bench.synthetic import TASKS, Puzzles
+from finetune.bench.toy import MAX_RATE, build_toy
+from omni.assistant import Assistant
 from omni.thumbnails import frames, spectrogram
 
 MEDIA = Path(__file__).parent.parent / "examples" / "media"
@@ -100,17 +107,52 @@ def draw_sound(reply: Any) -> Image.Image:
     return Image.alpha_composite(picture, layer).convert("RGB")
 
 
+def draw(reply: Any, modality: str) -> Image.Image:
+    """The evidence of a reply about one medium."""
+    if modality == "audio":
+        return draw_sound(reply)
+    return draw_pictures(reply, PICTURE_WIDTH if modality == "image" else STRIP_WIDTH)
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write a figure, small."""
+    OUT.mkdir(exist_ok=True)
+    picture.quantize(96).save(OUT / name, optimize=True)
+
+
+def draw_learned(work: Path, spec: str = "learned(0.75)") -> None:
+    """Draw what trained scorers keep of one puzzle a task.
+
+    Args:
+        work: Folder of the benchmark's stages.
+        spec: The reducer.
+    """
+    model, processor = build_toy()
+    for modality in TASKS.values():
+        model.add_token_scorer(modality, (0.0, MAX_RATE))
+    model.load_state_dict(torch.load(work / "scorers" / "model.pt", weights_only=True))
+    assistant = Assistant(model.eval(), processor, name="toy")
+    for task, modality in TASKS.items():
+        messages = Puzzles((task,), 1, seed=21)[0].messages
+        reply = assistant.chat(messages, reduction={modality: spec}, max_new_tokens=1)
+        name = figure_name(spec).replace(".png", f"-{task}.png")
+        save(draw(reply, modality), name)
+
+
 def main() -> None:
     """Draw all of them."""
-    OUT.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--learned", type=Path, help="draw only what trained scorers keep")
+    work = parser.parse_args().learned
+    if work is not None:
+        draw_learned(work)
+        return
     assistant = omni.load()
     for spec, (modality, name) in FIGURES.items():
         reply = assistant.ask(
             "What is in it?", MEDIA / name, reduction={modality: spec}, max_new_tokens=1
         )
-        width = PICTURE_WIDTH if modality == "image" else STRIP_WIDTH
-        drawn = draw_sound(reply) if modality == "audio" else draw_pictures(reply, width)
-        drawn.quantize(96).save(OUT / figure_name(spec), optimize=True)
+        save(draw(reply, modality), figure_name(spec))
 
 
 if __name__ == "__main__":

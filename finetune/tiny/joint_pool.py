@@ -2,7 +2,7 @@
 
 The towers are frozen in stage 2, so a medium is encoded once and talked about several times. The
 prompt is still made by the product's processor and the loss by the product's model: only the rows
-that a tower would be given are replaced by what it gave, and the towers by `PassedThrough`.
+that a tower would be given are replaced by what it gave (`Window.is_hidden`).
 """
 
 from collections import defaultdict
@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy.random import Generator
-from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune.tiny.joint_data import (
@@ -29,12 +27,13 @@ from finetune.tiny.joint_data import (
 )
 from finetune.tiny.tokenizer import encode_characters
 from omni.config import OmniConfig
-from omni.inputs import IGNORE_INDEX, MediaItem, OmniInputs, Window, collate, pack
+from omni.inputs import IGNORE_INDEX, OmniInputs, Window, collate, pack
 from omni.model import OmniModel
 from omni.options import MediaOptions
 from omni.planning import MediaPlanner
 from omni.processor import OmniProcessor
 from omni.settings import ProcessorSettings
+from omni.towers import batch_key, run_tower
 
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
@@ -47,47 +46,11 @@ class Encoded(NamedTuple):
 
     Attributes:
         subject: Its medium is still there; the processor measures it.
-        windows: What `PassedThrough` towers are given.
+        windows: What the towers gave.
     """
 
     subject: Subject
     windows: list[Window]
-
-
-class PassedThrough(nn.Module):
-    """Stands where a frozen tower was and returns the features it is given."""
-
-    dtype = torch.float32
-
-    def encode_images(
-        self,
-        patches: Float[Tensor, "patches hidden"],
-        grids: Int[Tensor, "images 2"],
-        merging: None = None,
-    ) -> Float[Tensor, "patches hidden"]:
-        """Return the rows as they are."""
-        return patches
-
-    def encode_video(
-        self,
-        tubelets: Float[Tensor, "patches hidden"],
-        grid: tuple[int, int],
-        merging: None = None,
-    ) -> Float[Tensor, "patches hidden"]:
-        """Return the rows as they are."""
-        return tubelets
-
-    def encode_clip(
-        self, features: Float[Tensor, "clips tokens hidden"], lengths: Int[Tensor, " clips"]
-    ) -> Float[Tensor, "clips tokens hidden"]:
-        """Return the features as they are."""
-        return features
-
-
-def pass_towers_through(model: OmniModel) -> None:
-    """Replace the towers of a model, for media from `encode_subjects`."""
-    for tower in ("vision_model", "audio_tower"):
-        setattr(model, tower, PassedThrough())
 
 
 @torch.inference_mode()
@@ -108,55 +71,16 @@ def encode_subjects(
     planner = MediaPlanner(media, towers.config, settings, MediaOptions(), max_tokens=10**6)
     plans = planner.plan()
     items = [plan.items[0] for plan in plans]
-    found: dict[int, list[Window]] = {}
-    alike: dict[Any, list[tuple[int, MediaItem, Window]]] = defaultdict(list)
+    alike: dict[Any, list[tuple[int, Window]]] = defaultdict(list)
     for index, item in enumerate(items):
-        if item.modality == "audio":
-            found[index] = [_encode_recording(towers, window) for window in item.windows]
-        else:
-            (window,) = item.windows
-            alike[item.modality, item.grid].append((index, item, window))
-    for (modality, grid), group in alike.items():
-        encode = _encode_pictures if modality == "image" else _encode_clips
-        outputs = encode(towers, grid, torch.stack([window.rows for *_, window in group]))
-        for (index, *_), rows in zip(group, outputs, strict=True):
-            found[index] = [Window(rows.half(), len(rows), len(rows))]
-    return [Encoded(subject, found[index]) for index, subject in enumerate(subjects)]
-
-
-def _encode_pictures(
-    towers: OmniModel, grid: tuple[int, int, int], rows: Float[Tensor, "items patches values"]
-) -> Float[Tensor, "items patches hidden"]:
-    grids = torch.tensor([grid[1:]] * len(rows))
-    return towers.vision_model.encode_images(rows.flatten(0, 1), grids).unflatten(
-        0, (len(rows), -1)
-    )
-
-
-def _encode_clips(
-    towers: OmniModel, grid: tuple[int, int, int], rows: Float[Tensor, "items patches values"]
-) -> Float[Tensor, "items half_patches half_hidden"]:
-    """Encode clips of equal length; a tubelet's features come back as two frames of half the width.
-
-    The model's own tubelet step then joins them again.
-    """
-    frames, height, width = grid
-    patches = height * width
-    pairs = rows.unflatten(1, (frames, patches))
-    if frames % 2:
-        pairs = torch.cat([pairs, pairs[:, -1:]], dim=1)
-    tubelets = torch.cat([pairs[:, ::2], pairs[:, 1::2]], dim=-1)  # (items, steps, patches, values)
-    hidden = towers.vision_model.encode_video(tubelets.flatten(0, 2), (height, width))
-    halves = hidden.unflatten(0, (len(rows), -1, patches)).chunk(2, dim=-1)
-    return torch.stack(halves, dim=2).flatten(1, 3)
-
-
-def _encode_recording(towers: OmniModel, window: Window) -> Window:
-    tower = towers.audio_tower
-    assert tower is not None
-    hidden = tower.encode_clip(window.rows[None], torch.tensor([window.num_valid]))[0]
-    rows = hidden[: window.num_tokens].half()
-    return Window(rows, window.num_tokens, window.num_tokens)
+        for window in item.windows:
+            alike[batch_key(item, window), item.grid].append((index, window))
+    found: list[list[Window]] = [[] for _ in items]
+    for batch in alike.values():
+        outputs, _ = run_tower(towers, items, batch)
+        for (index, window), rows in zip(batch, outputs, strict=True):
+            found[index].append(window._replace(rows=rows.half(), is_hidden=True))
+    return [Encoded(*one) for one in zip(subjects, found, strict=True)]
 
 
 class EncodedProcessor(OmniProcessor):

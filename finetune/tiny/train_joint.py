@@ -33,7 +33,6 @@ from finetune.tiny.joint_pool import (
     PoolBatches,
     build_processor,
     encode_subjects,
-    pass_towers_through,
 )
 from finetune.tiny.model_config import build_model, load_towers, processor_settings
 from finetune.tiny.optimizers import build_optimizers, set_rates
@@ -217,7 +216,9 @@ def train(
     torch.manual_seed(settings.seed)
     towers, model = build_model(len(tokenizer)), build_model(len(tokenizer))
     load_towers(towers, vision, audio)
-    pass_towers_through(model)
+    model.requires_grad_(False)  # its towers are never run: media come encoded
+    for part in TRAINED:
+        getattr(model, part).requires_grad_(True)
     layers = model.language_model.model.layers
     optimizers = build_optimizers(
         model.parameters(), layers.parameters(), weight_decay=settings.weight_decay
@@ -226,7 +227,7 @@ def train(
     first_step, seconds, num_samples = 0, 0.0, 0
     if resume and (out / "checkpoint.pt").is_file():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(state["model"])
+        model.load_state_dict({**model.state_dict(), **state["model"]})
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first_step, seconds = state["step"], state["seconds"]
