@@ -12,8 +12,9 @@ meet the same weights and the same cases.
 1. Train: sight, base, scorers; each stage is kept in --work, and a stopped run goes on.
 2. Choose the training-free rival of each task: of those that remove 75 % here, the one with most
    right answers on a set of its own.
-3. Ask the test set at 75 %, all reducers with as many tokens; differences are paired, with 95 %
-   bootstrap intervals. `random` is the mean of several seeds for each case.
+3. Ask the test set at 75 %, all reducers with as many tokens; differences are paired, a task at a
+   time and over all cases, with 95 % bootstrap intervals. `random` is the mean of several seeds for
+   each case.
 4. Ask a part of it at other rates for the curve.
 
 Prints one JSON line; with --out also writes it, and a picture of the curves.
@@ -52,7 +53,10 @@ RANDOM_SEEDS = (0, 1, 2)
 SCORER_SEED, CHOICE_SEED, TEST_SEED = 11, 12, 13
 BATCH = 30
 
+ORDER = ("learned", "training_free", "uniform", "random")  # each should beat the next
+
 Tokens = tuple[torch.Tensor, TokenLayout]
+Quality = dict[str, list[float]]  # of each reducer, a verdict a case
 
 
 class Asker:
@@ -224,8 +228,8 @@ def _printer() -> Callable[[int, str], None]:
 
 def measure_task(
     model: OmniModel, processor: OmniProcessor, task: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Choose the rival, ask at 75 %, then along the curve."""
+) -> tuple[dict[str, Any], Quality]:
+    """Choose the rival, ask at 75 %, then along the curve; also the verdicts at 75 %."""
     modality = TASKS[task]
 
     def asker(count: int, seed: int) -> Asker:
@@ -251,14 +255,7 @@ def measure_task(
         curve.append(
             {"rate": rate, **{n: float(np.mean(right)) for n, (right, _) in found.items()}}
         )
-    order = ("learned", "training_free", "uniform", "random")
-    steps = [
-        {"better": a, "worse": b, **paired_difference(quality[a], quality[b])._asdict()}
-        for a, b in pairwise(order)
-    ]
-    for step in steps:
-        step["holds"] = step["low"] > 0
-    return {
+    result = {
         "task": task,
         "tokens_before_and_after": _counts(testing, rival.format(rate=RATE)),
         "cases": options.cases,
@@ -269,10 +266,20 @@ def measure_task(
         "share_of_the_small_thing_in_kept_cells": {
             name: round(float(np.mean(seen)), 4) for name, (_, seen) in at_rate.items()
         },
-        "order": steps,
+        "order": compare(quality),
         "curve_cases": options.curve_cases,
         "curve": curve,
     }
+    return result, quality
+
+
+def compare(quality: Quality) -> list[dict[str, Any]]:
+    """Each reducer against the one that should be next, case by case."""
+    steps = [
+        {"better": a, "worse": b, **paired_difference(quality[a], quality[b])._asdict()}
+        for a, b in pairwise(ORDER)
+    ]
+    return [{**step, "holds": step["low"] > 0} for step in steps]
 
 
 def ask_all(
@@ -366,14 +373,19 @@ def main() -> None:
     model, processor, spent = run_stages(options.work, options)
     check_shortcut(model, processor)
     start = time.perf_counter(), time.process_time()
-    tasks = [measure_task(model, processor, task, options) for task in TASKS]
+    measured = [measure_task(model, processor, task, options) for task in TASKS]
+    tasks = [task for task, _ in measured]
+    pooled = {name: [right for _, quality in measured for right in quality[name]] for name in ORDER}
     settings = {k: v for k, v in vars(options).items() if k not in ("work", "out")}
     trained = {unit: sum(stage[unit] for stage in spent.values()) for unit in ("wall_s", "cpu_s")}
     result = {
         "benchmark": "learned_reduction",
         "rate": RATE,
         "tasks": tasks,
-        "order_holds": all(step["holds"] for task in tasks for step in task["order"]),
+        "all_tasks": {
+            "quality": {name: mean_interval(right)._asdict() for name, right in pooled.items()},
+            "order": compare(pooled),
+        },
         "seconds": {**spent, "training": trained, "questions": _since(start), "now": _since(begin)},
         "parameters": sum(p.numel() for p in model.parameters()),
         "settings": settings,
