@@ -25,11 +25,12 @@ from omni.errors import (
     NotEnoughMemoryError,
     OmniError,
     RequestError,
+    SessionError,
     UnsupportedMediaError,
 )
 
 if TYPE_CHECKING:
-    from omni.assistant import Assistant, Reply
+    from omni.assistant import Assistant
     from omni.config import OmniConfig
     from omni.generation import GenerationOptions
     from omni.inputs import OmniInputs
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from omni.model import OmniModel
     from omni.options import MediaOptions
     from omni.processor import OmniProcessor
+    from omni.reply import Reply
+    from omni.session import Session
 
 try:
     __version__ = version("omni-toolkit")
@@ -46,7 +49,6 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 _HOMES = {
     "Assistant": "omni.assistant",
-    "Reply": "omni.assistant",
     "OmniConfig": "omni.config",
     "GenerationOptions": "omni.generation",
     "OmniInputs": "omni.inputs",
@@ -56,6 +58,8 @@ _HOMES = {
     "OmniModel": "omni.model",
     "MediaOptions": "omni.options",
     "OmniProcessor": "omni.processor",
+    "Reply": "omni.reply",
+    "Session": "omni.session",
 }
 
 __all__ = [
@@ -81,10 +85,13 @@ __all__ = [
     "OmniProcessor",
     "Reply",
     "RequestError",
+    "Session",
+    "SessionError",
     "UnsupportedMediaError",
     "__version__",
     "load",
     "load_media",
+    "load_session",
 ]
 
 
@@ -107,6 +114,22 @@ def load(path_or_id: str | Path | None = None, **options: Any) -> "Assistant":
     from omni.assistant import Assistant
 
     return Assistant.from_pretrained(path_or_id, **options)
+
+
+def load_session(path: str | Path, assistant: "Assistant | None" = None) -> "Session":
+    """Continue a session that `Session.save` wrote.
+
+    Args:
+        path: The file.
+        assistant: The assistant whose model made it; None is the embedded checkpoint.
+
+    Returns:
+        The session; its media are not needed.
+
+    Raises:
+        SessionError: The file is damaged or of another version, model or settings.
+    """
+    return (assistant or load()).load_session(path)
 
 
 def __getattr__(name: str) -> Any:

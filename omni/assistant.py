@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +12,22 @@ from omni.adapters import load_adapter, read_adapter
 from omni.budget import parse_bytes
 from omni.checkpoint import resolve_checkpoint
 from omni.encoding import StageTimes, source_layout
-from omni.errors import RequestError
-from omni.evidence import MediaEvidence, make_evidence
+from omni.evidence import make_evidence
 from omni.footprint import Runtime
 from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
 from omni.inputs import OmniInputs, collate
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.model import OmniModel
-from omni.options import MediaOptions
+from omni.options import MediaOptions, take
 from omni.processor import OmniProcessor
 from omni.prompt import Message
-from omni.report import Request, write_report
+from omni.reply import Reply
+from omni.report import Request
+from omni.session import Session, open_session
 from omni.text_reader import TextReader
 
 EMBEDDED_MODEL = "omni-tiny"
 EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """An answer, and what it took.
-
-    Attributes:
-        text: What the model says, reasoning left out.
-        reasoning: What it thought before, if thinking was on.
-        ledger: Tokens, bytes and seconds.
-        evidence: For every medium what was kept, merged and dropped, with seconds and boxes; see
-            `omni.evidence.MediaEvidence`.
-        request: What was asked, for `save_report`. It keeps the media within reach: a list of many
-            replies holds their decoded pictures too.
-    """
-
-    text: str
-    reasoning: str = ""
-    ledger: Ledger
-    evidence: list[MediaEvidence] = field(default_factory=list)
-    request: Request | None = field(default=None, repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return self.text
-
-    def save_report(self, path: str | Path) -> None:
-        """Write one HTML file with the answer, the ledger and what was kept of every medium.
-
-        The media are read again for the pictures, so files must still be where they were.
-
-        Args:
-            path: Where to; an existing file is replaced.
-
-        Raises:
-            RequestError: The path cannot be written, or the reply does not know its request.
-            MediaError: A medium can no longer be read.
-        """
-        if self.request is None:
-            raise RequestError("This reply has no request, so there is nothing to report on.")
-        write_report(
-            path,
-            self.request,
-            text=self.text,
-            reasoning=self.reasoning,
-            ledger=self.ledger,
-            evidence=self.evidence,
-        )
 
 
 class Assistant:
@@ -174,6 +128,33 @@ class Assistant:
         inputs, generation = self._prepare(_as_messages(question, media), options)
         return self._ledger(inputs, generation.max_new_tokens)
 
+    # ---------------------------------------------------------------- sessions
+
+    def open(self, *media: Any, system: str | None = None, **options: Any) -> Session:
+        """Encode and read media once, to ask about them many times; see `omni.session`.
+
+        Args:
+            media: As in `ask`; at least one.
+            system: A system prompt.
+            options: As in `chat`. Those of the answers are defaults for each question. A budget is
+                met with ``question_tokens`` (128 unless given) left for a question.
+
+        Returns:
+            A session, with the ledger of what it has read.
+
+        Raises:
+            OmniError: As `ask`, or the model's decoder is not ours.
+        """
+        return open_session(self, media, system=system, **options)
+
+    def load_session(self, path: str | Path) -> Session:
+        """Continue a session that `Session.save` wrote with the same model.
+
+        Raises:
+            SessionError: The file is damaged or of another version, model or settings.
+        """
+        return Session.load(path, self)
+
     # ---------------------------------------------------------------- conversations
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
@@ -261,8 +242,8 @@ class Assistant:
         rest = dict(options)
         thinking = bool(rest.pop("thinking", False))
         tools = rest.pop("tools", None)
-        media_options = _take(MediaOptions, rest)
-        generation = _take(GenerationOptions, rest)
+        media_options = take(MediaOptions, rest)
+        generation = take(GenerationOptions, rest)
         if rest:
             known = sorted({*MediaOptions.__slots__, *GenerationOptions.__slots__})
             raise TypeError(
@@ -330,14 +311,7 @@ class AnswerStream(Iterator[str]):
         self.marks["prefill"] = time.perf_counter() - begin
         begin = time.perf_counter()
         steps = generate(assistant.model, self.prompt, self.generation, assistant.vocabulary)
-        for step in steps:
-            for _, token in step:
-                piece = self.reader.add(token)
-                if piece:
-                    yield piece
-        piece = self.reader.finish().last_piece
-        if piece:
-            yield piece
+        yield from self.reader.read(steps)
         self.marks["decode"] = time.perf_counter() - begin
         self.marks["total"] = time.perf_counter() - self.start
 
@@ -411,9 +385,3 @@ def _question(messages: Sequence[Message]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(str(part["text"]) for part in content if part.get("type") == "text")
-
-
-def _take(kind: type[Any], options: dict[str, Any]) -> Any:
-    """Build an options object from those of ``options`` that it knows, and remove them there."""
-    own = {name: options.pop(name) for name in list(options) if name in kind.__slots__}
-    return kind(**own)

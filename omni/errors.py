@@ -12,6 +12,7 @@
     ├── AlignmentError          features and placeholders disagree
     ├── CheckpointError         a checkpoint is missing, incomplete or not ours to read
     │   └── ConfigError             its config has unknown, missing or contradicting fields
+    ├── SessionError            a saved session is damaged, or of another version or model
     └── NotEnoughMemoryError    the model does not fit the memory that is free
 
 Each message says what was found, what was expected and what to do. The command line
@@ -65,6 +66,10 @@ class CheckpointError(OmniError):
 
 class ConfigError(CheckpointError, ValueError):
     """A model config has unknown, missing or contradicting fields."""
+
+
+class SessionError(OmniError):
+    """A saved session is missing, damaged, or of another version, model or settings."""
 
 
 class NotEnoughMemoryError(OmniError, MemoryError):

@@ -64,25 +64,26 @@ def clip_tokens(config: OmniConfig, num_tokens: int) -> list[int]:
     return [full] * (num_tokens // full) + [rest] * (rest > 0)
 
 
-def prefill_flops(config: OmniConfig, num_tokens: int) -> int:
+def prefill_flops(config: OmniConfig, num_tokens: int, *, past: int = 0) -> int:
     """FLOPs of the decoder over a prompt, with scores for its last position only.
 
-    Attention counts the pairs of a query and a key that it may see, L (L + 1) / 2. A decoder that
-    is not ours is counted as attention and a gated MLP in each layer.
+    Attention counts the pairs of a query and a key that it may see, L (L + 1) / 2 without a past. A
+    decoder that is not ours is counted as attention and a gated MLP in each layer.
 
     Args:
         config: The model's config.
-        num_tokens: Prompt tokens, at least 1.
+        num_tokens: Prompt tokens that are read, at least 1.
+        past: Tokens before them that a cache holds.
     """
     text = config.text_config
     layers = list(getattr(text, "layer_types", None) or [])
     head = 2 * text.hidden_size * text.vocab_size
     if text.model_type != "nemotron_h":
         gated_mlp = 3 * 2 * text.hidden_size * text.intermediate_size * num_tokens
-        return text.num_hidden_layers * (_attention(text, num_tokens) + gated_mlp) + head
+        return text.num_hidden_layers * (_attention(text, num_tokens, past) + gated_mlp) + head
     per_layer = {
         "linear_attention": _mamba(text, num_tokens),
-        "full_attention": _attention(text, num_tokens),
+        "full_attention": _attention(text, num_tokens, past),
         "moe": _experts(text) * num_tokens,
         "mlp": _mlp(text.hidden_size, text.intermediate_size) * num_tokens,
     }
@@ -138,13 +139,13 @@ def _audio_clip(audio: Any, tokens: int) -> int:
     return stem + audio.num_hidden_layers * round(block)
 
 
-def _attention(text: Any, L: int) -> int:
-    """Grouped-query attention of one layer over a whole sequence."""
+def _attention(text: Any, L: int, past: int = 0) -> int:
+    """Grouped-query attention of one layer over a sequence, behind ``past`` cached positions."""
     H = text.num_attention_heads
     K = getattr(text, "num_key_value_heads", None) or H
     d = getattr(text, "head_dim", None) or text.hidden_size // H
     projections = 2 * L * text.hidden_size * d * (2 * H + 2 * K)
-    pairs = L * (L + 1) // 2
+    pairs = L * past + L * (L + 1) // 2
     return projections + 2 * 2 * pairs * H * d
 
 

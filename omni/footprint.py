@@ -84,6 +84,7 @@ def footprint(
     answer_tokens: int,
     runtime: Runtime,
     training: bool = False,
+    past: int = 0,
 ) -> Footprint:
     """Estimate the working memory of one request.
 
@@ -95,10 +96,11 @@ def footprint(
         runtime: How the model is loaded.
         training: Count one training sample instead: no caches, but the activations of all decoder
             layers and their gradients; towers frozen, no gradients of weights, no optimiser.
+        past: Tokens of the prompt that a cache holds already; their media are not among ``items``.
     """
     b, width = runtime.bytes_per_value, config.text_config.hidden_size
     caches = cache_bytes(config, prompt_tokens + answer_tokens, b)
-    decoder = decoder_bytes(config.text_config, prompt_tokens, runtime)
+    decoder = decoder_bytes(config.text_config, prompt_tokens, runtime, past=past)
     if training:
         caches = (0, 0)
         decoder = training_bytes(config.text_config, prompt_tokens, b)
@@ -109,7 +111,7 @@ def footprint(
     return Footprint(
         kv_cache_bytes=caches[0],
         mamba_state_bytes=caches[1],
-        embedding_bytes=held + 2 * prompt_tokens * width * b,
+        embedding_bytes=held + 2 * (prompt_tokens - past) * width * b,
         activation_bytes=max(*towers, *prepared, decoder),
     )
 
@@ -141,18 +143,19 @@ def cache_bytes(config: OmniConfig, num_tokens: int, bytes_per_value: int) -> tu
     return kv, mamba * (state + window)
 
 
-def decoder_bytes(text: Any, num_tokens: int, runtime: Runtime) -> int:
+def decoder_bytes(text: Any, num_tokens: int, runtime: Runtime, *, past: int = 0) -> int:
     """The widest layer of the decoder over one chunk of a prompt, and the scores at its end.
 
     Args:
         text: The decoder's config.
         num_tokens: Prompt tokens: a chunk is not longer, and attention's mask is as wide.
         runtime: How the model is loaded.
+        past: Tokens of the prompt that were read before.
     """
-    b, chunk = runtime.bytes_per_value, min(num_tokens, PREFILL_CHUNK)
+    b, chunk = runtime.bytes_per_value, min(num_tokens - past, PREFILL_CHUNK)
     entries = min(chunk * num_tokens, MAX_CPU_MASK_SIZE if runtime.on_cpu else MAX_MASK_SIZE)
     # Of the first chunk attention is plain causal; later ones have a mask, as booleans and floats.
-    mask = (1 + FLOAT32) * entries if num_tokens > PREFILL_CHUNK else 0
+    mask = (1 + FLOAT32) * entries if num_tokens > chunk else 0
     widest = max(_layer_bytes(text, kind, chunk, b) for kind in set(_kinds(text)))
     return widest + mask + text.vocab_size * (b + FLOAT32)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from omni.backbone.cache import HybridCache
 from omni.encoding import StageTimes
 from omni.errors import RequestError
 from omni.inputs import OmniInputs
@@ -132,11 +133,46 @@ def prefill(
     )
     mask = None if bool(inputs.attention_mask.all()) else inputs.attention_mask
     cache = model.new_cache(embeddings.shape[1] + answer_tokens)
-    logits = embeddings.new_empty(0)
     # Each piece is freed once it is read: what it leaves behind in the cache takes its place.
     pieces = deque(piece.clone() for piece in embeddings.split(chunk, dim=1))
     del embeddings
-    read = 0
+    logits, cache = _read(model, pieces, mask, cache)
+    return Prefilled(
+        logits=logits, cache=cache, attention_mask=inputs.attention_mask, layouts=layouts
+    )
+
+
+@torch.no_grad()
+def continue_prompt(
+    model: Any,
+    cache: HybridCache,
+    input_ids: Int[Tensor, "1 seq"],
+    *,
+    chunk: int = PREFILL_CHUNK,
+) -> Prefilled:
+    """Read more text of a prompt of one row, of which a cache holds the beginning.
+
+    Args:
+        model: The ``OmniModel`` that read the beginning.
+        cache: Moves on with what is read.
+        input_ids: The ids that follow, without media.
+        chunk: Positions run at a time; the result does not depend on it.
+
+    Returns:
+        Scores of the first new token, and the cache.
+    """
+    embeddings = model.get_input_embeddings()(input_ids.to(model.device))
+    length = cache.get_seq_length() + input_ids.shape[1]
+    logits, _ = _read(model, deque(embeddings.split(chunk, dim=1)), None, cache)
+    mask = torch.ones((1, length), dtype=torch.bool, device=logits.device)
+    return Prefilled(logits=logits, cache=cache, attention_mask=mask)
+
+
+def _read(
+    model: Any, pieces: deque[Tensor], mask: Tensor | None, cache: Any
+) -> tuple[Float[Tensor, "batch vocab"], Any]:
+    """Run embeddings piece by piece, freeing each; the scores after the last, and the cache."""
+    logits, read = pieces[0].new_empty(0, 0), 0
     while pieces:
         if len(pieces) % CHUNKS_PER_RELEASE == 0:
             release_heap()
@@ -150,9 +186,7 @@ def prefill(
             logits_to_keep=1,
         )
         cache, logits = out.past_key_values, out.logits[:, -1]
-    return Prefilled(
-        logits=logits, cache=cache, attention_mask=inputs.attention_mask, layouts=layouts
-    )
+    return logits, cache
 
 
 def generate(

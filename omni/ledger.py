@@ -1,6 +1,6 @@
 """What a request costs, stage by stage: counted before it runs, timed while it runs."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from omni.budget import BudgetReport
@@ -56,6 +56,8 @@ class Ledger:
         media: One entry a medium.
         text_tokens: Prompt tokens that belong to no medium's block.
         prompt_tokens: All prompt tokens.
+        reused_tokens: Those of them that an open session had read before; FLOPs and seconds are
+            those of the rest, and of no medium.
         answer_tokens: Tokens of the answer; in a plan, the room left for it.
         context_tokens: What the context holds.
         tower_flops: FLOPs of the encoders and projectors over all media.
@@ -85,6 +87,7 @@ class Ledger:
     memory_bytes: int
     budget: BudgetReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
 
     @property
     def lowered(self) -> list[str]:
@@ -102,6 +105,16 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Ledger":
+        """What `to_dict` gave."""
+        media = [
+            MediaEntry(**{**entry, "stages": [Stage(**stage) for stage in entry["stages"]]})
+            for entry in values["media"]
+        ]
+        budget = None if values["budget"] is None else BudgetReport(**values["budget"])
+        return cls(**{**values, "media": media, "budget": budget})
 
 
 def make_ledger(
@@ -149,6 +162,57 @@ def make_ledger(
         overhead_bytes=needed.overhead_bytes,
         memory_bytes=needed.total_bytes,
         budget=inputs.budget,
+    )
+
+
+def continue_ledger(
+    config: OmniConfig,
+    opened: Ledger,
+    *,
+    new_tokens: int,
+    answer_tokens: int,
+    context_tokens: int,
+    runtime: Runtime,
+) -> Ledger:
+    """Count a question to an open session: only what is new is read, encoded is nothing.
+
+    Args:
+        config: The model's config.
+        opened: Ledger of what the session has read.
+        new_tokens: Prompt tokens that follow it.
+        answer_tokens: Room for the answer.
+        context_tokens: What the context holds.
+        runtime: How the model is loaded.
+
+    Returns:
+        A ledger without times. Its bytes are of the whole request, since all of it is remembered.
+    """
+    past = opened.prompt_tokens
+    needed = footprint(
+        config,
+        (),
+        prompt_tokens=past + new_tokens,
+        answer_tokens=answer_tokens,
+        runtime=runtime,
+        past=past,
+    )
+    return replace(
+        opened,
+        media=[replace(entry, tower_flops=0, seconds={}) for entry in opened.media],
+        text_tokens=opened.text_tokens + new_tokens,
+        prompt_tokens=past + new_tokens,
+        reused_tokens=past,
+        answer_tokens=answer_tokens,
+        context_tokens=context_tokens,
+        tower_flops=0,
+        prefill_flops=prefill_flops(config, new_tokens, past=past),
+        kv_cache_bytes=needed.kv_cache_bytes,
+        mamba_state_bytes=needed.mamba_state_bytes,
+        embedding_bytes=needed.embedding_bytes,
+        activation_bytes=needed.activation_bytes,
+        overhead_bytes=needed.overhead_bytes,
+        memory_bytes=needed.total_bytes,
+        seconds={},
     )
 
 

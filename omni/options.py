@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from omni.budget import parse_bytes
 from omni.errors import RequestError
@@ -56,3 +57,9 @@ class MediaOptions:
     def max_memory_bytes(self) -> int | None:
         """The memory budget in bytes."""
         return None if self.max_memory is None else parse_bytes(self.max_memory)
+
+
+def take(kind: type[Any], options: dict[str, Any]) -> Any:
+    """Build an options object from those of ``options`` that it knows, and remove them there."""
+    own = {name: options.pop(name) for name in list(options) if name in kind.__slots__}
+    return kind(**own)

@@ -1,5 +1,7 @@
 """Answer tokens become text, piece by piece."""
 
+from collections.abc import Iterable, Iterator
+
 from omni.processor import OmniProcessor
 
 
@@ -37,6 +39,17 @@ class TextReader:
             return ""
         self.tokens.append(token)
         return self._grow(self._decode().rstrip("\ufffd"))
+
+    def read(self, steps: Iterable[list[tuple[int, int]]]) -> Iterator[str]:
+        """Take the tokens of a generation of one row; yield text as it becomes certain."""
+        for step in steps:
+            for _, token in step:
+                piece = self.add(token)
+                if piece:
+                    yield piece
+        piece = self.finish().last_piece
+        if piece:
+            yield piece
 
     def finish(self) -> "TextReader":
         """Give up waiting for the rest of a character."""

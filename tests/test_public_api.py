@@ -26,10 +26,13 @@ PUBLIC = [
     "OmniProcessor",
     "Reply",
     "RequestError",
+    "Session",
+    "SessionError",
     "UnsupportedMediaError",
     "__version__",
     "load",
     "load_media",
+    "load_session",
 ]
 
 

@@ -10,6 +10,7 @@ how much of it was filled, and only somebody who continues from an older point c
 are written in place until a snapshot shares them; the next write then goes to a copy.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -90,6 +91,11 @@ class AppendLog:
         assert self.data is not None
         return self.data.narrow(self.dim, 0, self.length)
 
+    def give_back(self, length: int) -> None:
+        """Let the place behind `length` be written to again, if this log wrote it last."""
+        if self.filled[0] == self.length:
+            self.filled[0] = self.length = length
+
     def select(self, rows: Tensor) -> None:
         """Keep the given batch rows, in that order."""
         if self.data is not None:
@@ -144,6 +150,21 @@ class CacheSnapshot:
     layers: tuple[LayerState, ...]
     length: int
     key_mask: AppendLog | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies of all states of unpadded rows by name, such as `3.keys`, to be stored."""
+        assert self.key_mask is None
+        found: dict[str, Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, MambaState):
+                assert layer.conv_state is not None
+                assert layer.ssm_state is not None
+                found[f"{index}.conv_state"] = layer.conv_state
+                found[f"{index}.ssm_state"] = layer.ssm_state
+            elif isinstance(layer, KeyValueState):
+                found[f"{index}.keys"] = layer.keys.view()
+                found[f"{index}.values"] = layer.values.view()
+        return {name: t.clone(memory_format=torch.contiguous_format) for name, t in found.items()}
 
 
 class HybridCache:
@@ -206,6 +227,44 @@ class HybridCache:
         self.length = snapshot.length
         mask = snapshot.key_mask
         self._key_mask = replace(mask) if mask is not None else None
+
+    def rewind(self, snapshot: CacheSnapshot) -> None:
+        """Return to the snapshot that this cache continued, and free what it wrote behind it.
+
+        Whoever continues from there next writes to the same place instead of copying. Nobody may
+        have taken a snapshot of this cache in between.
+        """
+        for layer, before in zip(self.layers, snapshot.layers, strict=True):
+            if isinstance(layer, KeyValueState) and isinstance(before, KeyValueState):
+                for log, old in ((layer.keys, before.keys), (layer.values, before.values)):
+                    if log.data is old.data:
+                        log.give_back(old.length)
+        self.restore(snapshot)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], length: int) -> None:
+        """Continue from what `CacheSnapshot.tensors` gave, in an empty cache of the same model.
+
+        Raises:
+            RequestError: Tensors are missing, left over, or hold another number of positions.
+        """
+        left = dict(tensors)
+        try:
+            for index, layer in enumerate(self.layers):
+                if isinstance(layer, MambaState):
+                    layer.conv_state = left.pop(f"{index}.conv_state")
+                    layer.ssm_state = left.pop(f"{index}.ssm_state")
+                elif isinstance(layer, KeyValueState):
+                    layer.append(left.pop(f"{index}.keys"), left.pop(f"{index}.values"))
+        except KeyError as error:
+            raise RequestError(f"The stored states have no tensor {error}.") from None
+        attention = [layer for layer in self.layers if isinstance(layer, KeyValueState)]
+        lengths = {layer.keys.length for layer in attention}
+        if left or lengths - {length}:
+            raise RequestError(
+                f"The stored states hold keys of {sorted(lengths)} positions and unknown tensors "
+                f"{sorted(left)}; expected {length} positions and none."
+            )
+        self.length = length
 
     def select(self, rows: Int[Tensor, " rows"] | list[int]) -> None:
         """Keep the given batch rows, in that order; a row may appear several times."""
