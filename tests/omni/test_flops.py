@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from omni import presets
 from omni.flops import prefill_flops, tower_flops
+from omni.generation import continue_prompt
 from omni.media import load_media
 from omni.options import MediaOptions
 from tests.support import tiny_omni
@@ -77,6 +78,24 @@ def test_prefill_is_counted(assistant, length: int) -> None:
     found -= layers.count("full_attention") * unseen
     found += layers.count("linear_attention") * convolution
     assert prefill_flops(model.config, length) == found
+
+
+@pytest.mark.parametrize(("past", "length"), [(1, 7), (90, 40), (64, 66)])
+def test_reading_on_behind_a_cache_is_counted(assistant, past: int, length: int) -> None:
+    model = assistant.model
+    text = model.config.text_config
+    cache = model.new_cache(past + length)
+    with torch.no_grad():
+        model(input_ids=torch.full((1, past), 40), past_key_values=cache, use_cache=True)
+    ids = torch.full((1, length), 41)
+    found = counted(lambda: continue_prompt(model, cache, ids)).get_total_flops()
+    # As above: attention is counted in full, the convolution not at all.
+    heads = text.num_attention_heads * text.head_dim
+    channels = text.mamba_num_heads * text.mamba_head_dim + 2 * text.n_groups * text.ssm_state_size
+    layers = text.layer_types
+    found -= layers.count("full_attention") * 4 * heads * (length * (length - 1) // 2)
+    found += layers.count("linear_attention") * 2 * length * channels * text.conv_kernel
+    assert prefill_flops(model.config, length, past=past) == found
 
 
 def test_a_token_of_the_released_model_costs_two_flops_a_active_parameter() -> None:

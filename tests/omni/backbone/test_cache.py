@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from omni.backbone import HybridCache
-from omni.backbone.cache import MIN_CAPACITY, AppendLog
+from omni.backbone.cache import MIN_CAPACITY, AppendLog, KeyValueState
 from omni.errors import RequestError
 from tests.support.backbone import tiny_model
 
@@ -118,3 +118,66 @@ def test_a_snapshot_of_another_model_is_refused(model):
     snapshot = HybridCache(["linear_attention"]).snapshot()
     with pytest.raises(RequestError, match="holds 1 layers but the cache has 4"):
         cache.restore(snapshot)
+
+
+def keys_of(cache):
+    return next(layer.keys for layer in cache.layers if isinstance(layer, KeyValueState))
+
+
+def test_who_rewinds_lets_the_next_write_to_the_same_place(model):
+    prompt, a, b = torch.randint(40, (3, 1, 6))
+    trunk = model.new_cache()
+    read(model, trunk, prompt)
+    point = trunk.snapshot()
+    place = keys_of(trunk).data
+    for tail in (a, b, a):
+        branch = model.new_cache()
+        branch.restore(point)
+        found = read(model, branch, tail)
+        assert keys_of(branch).data is place
+        branch.rewind(point)
+        assert branch.get_seq_length() == 6
+        alone = read(model, None, torch.cat([prompt, tail], dim=1))[:, 6:]
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rewind_does_not_free_what_another_has_written(model):
+    prompt, a, b = torch.randint(40, (3, 1, 6))
+    trunk = model.new_cache()
+    read(model, trunk, prompt)
+    point = trunk.snapshot()
+    first, second, third = (model.new_cache() for _ in range(3))
+    for branch in (first, second, third):
+        branch.restore(point)
+    read(model, first, a[:, :3])  # in place
+    read(model, second, b[:, :3])  # in a copy
+    second.rewind(point)
+    read(model, third, b)  # in a copy: the place is still taken
+    assert keys_of(third).data is not keys_of(first).data
+    found = read(model, first, a[:, 3:])
+    alone = read(model, None, torch.cat([prompt, a], dim=1))[:, 9:]
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_stored_states_continue_as_the_cache_does(model):
+    prompt, tail = torch.randint(40, (2, 1, 6))
+    cache = model.new_cache()
+    read(model, cache, prompt)
+    stored = cache.snapshot().tensors()
+    again = model.new_cache(20)
+    again.load_tensors(stored, 6)
+    assert again.get_seq_length() == 6
+    assert torch.equal(read(model, again, tail), read(model, cache, tail))
+
+
+def test_stored_states_that_do_not_fit_are_refused(model):
+    cache = model.new_cache()
+    read(model, cache, torch.randint(40, (1, 6)))
+    stored = cache.snapshot().tensors()
+    with pytest.raises(RequestError, match=r"keys of \[6\] positions .* expected 7"):
+        model.new_cache().load_tensors(stored, 7)
+    with pytest.raises(RequestError, match=r"unknown tensors \['9.keys'\]"):
+        model.new_cache().load_tensors({**stored, "9.keys": torch.zeros(1)}, 6)
+    del stored["2.values"]
+    with pytest.raises(RequestError, match=r"no tensor '2\.values'"):
+        model.new_cache().load_tensors(stored, 6)
