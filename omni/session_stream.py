@@ -90,15 +90,16 @@ class SessionStream(Iterator[str]):
         history: Sequence[tuple[str, str]],
         options: Mapping[str, Any],
     ) -> None:
-        self.start = time.perf_counter()
+        start = time.perf_counter()
         self.assistant, self.opened, self.snapshot = assistant, opened, snapshot
         self.question = question
         self.generation, self.thinking = self._settle(options)
         self.input_ids = self._read_on(question, history)
         self.reader = TextReader(assistant.processor, self.thinking)
         self._check_fit()
-        self.marks = {"prepare": time.perf_counter() - self.start}
-        self.pieces = self._run()
+        self.marks = {"prepare": time.perf_counter() - start}
+        steps = _steps(assistant, snapshot, self.input_ids, self.generation, self.marks, start)
+        self.pieces = self.reader.read(steps)
 
     def __next__(self) -> str:
         """The next piece of text."""
@@ -192,23 +193,6 @@ class SessionStream(Iterator[str]):
                 "or open the media with a larger max_memory."
             )
 
-    def _run(self) -> Iterator[str]:
-        assistant, snapshot = self.assistant, self.snapshot
-        begin = time.perf_counter()
-        cache = assistant.model.new_cache(1)
-        assert cache is not None
-        cache.restore(snapshot)
-        try:
-            prompt = continue_prompt(assistant.model, cache, self.input_ids)
-            self.marks["prefill"] = time.perf_counter() - begin
-            begin = time.perf_counter()
-            steps = generate(assistant.model, prompt, self.generation, assistant.vocabulary)
-            yield from self.reader.read(steps)
-        finally:
-            cache.rewind(snapshot)
-        self.marks["decode"] = time.perf_counter() - begin
-        self.marks["total"] = time.perf_counter() - self.start
-
     def _ledger(self, answer_tokens: int) -> Ledger:
         assistant = self.assistant
         return continue_ledger(
@@ -231,6 +215,34 @@ class SessionStream(Iterator[str]):
             pixel_mean=config.norm_mean,
             pixel_std=config.norm_std,
         )
+
+
+def _steps(
+    assistant: Answerer,
+    snapshot: CacheSnapshot,
+    input_ids: torch.Tensor,
+    generation: GenerationOptions,
+    marks: dict[str, float],
+    start: float,
+) -> Iterator[list[tuple[int, int]]]:
+    """Read a question behind a snapshot and answer it; note the seconds.
+
+    No method: a stream that is given up must end at once, and free its place behind the snapshot,
+    which it would not if stream and generator referred to each other.
+    """
+    begin = time.perf_counter()
+    cache = assistant.model.new_cache(1)
+    assert cache is not None
+    cache.restore(snapshot)
+    try:
+        prompt = continue_prompt(assistant.model, cache, input_ids)
+        marks["prefill"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        yield from generate(assistant.model, prompt, generation, assistant.vocabulary)
+    finally:
+        cache.rewind(snapshot)
+    marks["decode"] = time.perf_counter() - begin
+    marks["total"] = time.perf_counter() - start
 
 
 def with_system(system: str | None, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:

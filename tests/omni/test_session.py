@@ -93,7 +93,7 @@ def test_a_question_is_the_fresh_request_id_by_id(names, options, system, questi
     assert torch.equal(continued.attention_mask, whole.attention_mask)
 
 
-@settings(max_examples=6)
+@settings(max_examples=3, phases=[Phase.generate])
 @given(
     names=st.permutations(["image", "video", "audio"]),
     order=st.permutations(QUESTIONS),
@@ -103,7 +103,7 @@ def test_answers_in_any_order_are_those_of_fresh_requests(names, order, temperat
     media = media_of(names)
     options = {**SHORT, "reduction": {"video": "evs(0.5)"}, "temperature": temperature}
     session = ASSISTANT.open(*media, **options)
-    for seed, question in enumerate([*order, *order]):
+    for seed, question in enumerate([*order, order[0]]):
         found = session.ask(question, seed=seed)
         fresh = ASSISTANT.ask(question, *media, **options, seed=seed)
         assert found.text == fresh.text
@@ -155,9 +155,9 @@ def test_a_dialogue_is_that_of_chat_and_forks_go_their_own_way() -> None:
         messages = [turn("First?", *media)]
         messages += [{"role": "assistant", "content": branch.history[0][1]}]
         for asked, answered in branch.history[1:]:
-            messages += [{"role": "user", "content": asked}]
-            messages += [{"role": "assistant", "content": answered}]
-        messages += [{"role": "user", "content": question}]
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": answered})
+        messages.append({"role": "user", "content": question})
         assert branch.chat(question).text == ASSISTANT.chat(messages, **SHORT).text
     assert [asked for asked, _ in session.history] == ["First?", "And then?", "Sure?"]
     assert [asked for asked, _ in other.history] == ["First?", "Why?"]
@@ -205,8 +205,10 @@ def test_a_question_that_leaves_the_budget_is_refused() -> None:
         tight.ask("What? " * 30)
     with pytest.raises(ContextLengthError, match="room for 4096 of an answer"):
         tight.ask("What?", max_new_tokens=4096)
-    small = ASSISTANT.open(*media, max_memory=tight.ledger.memory_bytes + 10_000, **SHORT)
-    with pytest.raises(ContextLengthError, match="but its budget is 6"):
+    enough = ASSISTANT.plan("?" * 128, *media, **SHORT).memory_bytes
+    small = ASSISTANT.open(*media, max_memory=enough + 10_000, **SHORT)
+    small.ask("?" * 128)
+    with pytest.raises(ContextLengthError, match=r"the session needs .* but its budget is 6"):
         small.ask("What? " * 300)
 
 
@@ -285,7 +287,7 @@ def saved(session, tmp_path) -> Path:
 def test_another_model_or_another_setting_is_refused(saved) -> None:
     trained = tiny_omni.assistant()
     with torch.no_grad():
-        trained.model.vision_model.model.blocks[1].mlp.fc2.bias[3] += 1e-6
+        list(trained.model.vision_model.parameters())[-1].flatten()[-1] += 1e-6
     settings_changed = Assistant(
         ASSISTANT.model, tiny_omni.omni_processor(ASSISTANT.model.config, fps=3.0), name="slow"
     )
