@@ -364,7 +364,7 @@ def main() -> None:
     parser.add_argument("--scorer-learning-rate", type=float, default=3e-3)
     parser.add_argument("--distillation", type=float, default=0.0, help="see finetune.scorer")
     parser.add_argument("--choice-cases", type=int, default=120)
-    parser.add_argument("--cases", type=int, default=600)
+    parser.add_argument("--cases", type=int, default=1500)
     parser.add_argument("--curve-cases", type=int, default=120)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
