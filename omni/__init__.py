@@ -22,6 +22,7 @@ from omni.errors import (
     MediaError,
     MediaLimitError,
     MediaNotFoundError,
+    MediaTimeoutError,
     NotEnoughMemoryError,
     OmniError,
     RequestError,
@@ -30,7 +31,10 @@ from omni.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from omni.assistant import Assistant
+    from omni.batching import BatchRun
     from omni.config import OmniConfig
     from omni.generation import GenerationOptions
     from omni.inputs import OmniInputs
@@ -77,6 +81,7 @@ __all__ = [
     "MediaLimits",
     "MediaNotFoundError",
     "MediaOptions",
+    "MediaTimeoutError",
     "NotEnoughMemoryError",
     "OmniConfig",
     "OmniError",
@@ -89,6 +94,7 @@ __all__ = [
     "SessionError",
     "UnsupportedMediaError",
     "__version__",
+    "batch",
     "load",
     "load_media",
     "load_session",
@@ -130,6 +136,43 @@ def load_session(path: str | Path, assistant: "Assistant | None" = None) -> "Ses
         SessionError: The file is damaged or of another version, model or settings.
     """
     return (assistant or load()).load_session(path)
+
+
+def batch(
+    items: "str | Path | Iterable[str | Path | Mapping[str, Any]]",
+    questions: "str | Sequence[str]" = (),
+    *,
+    model: "Assistant | str | Path | None" = None,
+    **options: Any,
+) -> "BatchRun":
+    """Ask the same questions about many files; one bad file is one error, not the end.
+
+        for record in omni.batch("photos", "What is this?", out="answers.jsonl"):
+            print(record["item"], record["answer"] or record["error"])
+
+    Records come one after another as they are done, in the order of the items. With ``out`` they
+    are also written to a file, and a run that was stopped goes on where it was.
+
+    Args:
+        items: A folder, a glob, a media file, a manifest (``.jsonl``, ``.csv``, ``.parquet``), or
+            an iterable of paths and of rows such as ``{"path": "a.mp4", "question": "..."}``.
+        questions: One or several; a row's own question goes before.
+        model: An assistant, a directory or a hub id; None is the embedded checkpoint.
+        options: ``out``, ``per``, ``chunk_s``, ``batch_size``, ``timeout_s``, ``shard``,
+            ``retry_errors`` of `omni.batching.BatchRun`, and the options of `Assistant.chat`.
+
+    Returns:
+        An iterator of records; `omni.batching.Summary` in its ``summary``.
+
+    Raises:
+        RequestError: An option, a pattern or a manifest is wrong. What is wrong with an item
+            stands in its records.
+    """
+    from omni.assistant import Assistant
+    from omni.batching import BatchRun
+
+    assistant = model if isinstance(model, Assistant) else load(model)
+    return BatchRun(items, questions, assistant=assistant, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -222,26 +222,64 @@ class Assistant:
         """
         return self._answers(prompts, GenerationOptions(**options), thinking=False)
 
+    def prepare(self, messages: Sequence[Message], **options: Any) -> OmniInputs:
+        """Build the prompt of a conversation, for `reply_batch`; options as in `chat`."""
+        return self._prepare(messages, options)[0]
+
+    def reply_batch(self, prompts: Sequence[OmniInputs], **options: Any) -> list[Reply]:
+        """Answer prepared prompts in one batch; each as it would be alone.
+
+        Args:
+            prompts: From `prepare`, with the same options.
+            options: As in `chat`.
+
+        Returns:
+            Replies without evidence, in order. The seconds of their ledgers are the batch's.
+        """
+        _, generation = self.read_options(options)
+        begin = time.perf_counter()
+        marks: dict[str, float] = {}
+        readers = self._read_answers(prompts, generation, bool(options.get("thinking")), marks)
+        marks["total"] = time.perf_counter() - begin
+        replies = []
+        for inputs, reader in zip(prompts, readers, strict=True):
+            ledger = self._ledger(inputs, reader.num_tokens)
+            ledger.seconds = {name: round(seconds, 4) for name, seconds in marks.items()}
+            replies.append(Reply(text=reader.text, reasoning=reader.reasoning, ledger=ledger))
+        return replies
+
     def _answers(
         self, prompts: Sequence[OmniInputs], generation: GenerationOptions, thinking: bool
     ) -> list[str]:
+        return [reader.text for reader in self._read_answers(prompts, generation, thinking, {})]
+
+    def _read_answers(
+        self,
+        prompts: Sequence[OmniInputs],
+        generation: GenerationOptions,
+        thinking: bool,
+        marks: dict[str, float],
+    ) -> list[TextReader]:
         batch = collate(prompts, pad_token_id=self.processor.ids.pad, padding_side="left")
         readers = [TextReader(self.processor, thinking) for _ in prompts]
+        begin = time.perf_counter()
         prompt = prefill(self.model, batch, answer_tokens=generation.max_new_tokens)
+        marks["prefill"] = time.perf_counter() - begin
         for step in generate(self.model, prompt, generation, self.vocabulary):
             for row, token in step:
                 readers[row].add(token)
-        return [reader.finish().text for reader in readers]
+        return [reader.finish() for reader in readers]
 
     # ---------------------------------------------------------------- parts
 
-    def _prepare(
-        self, messages: Sequence[Message], options: Mapping[str, Any]
-    ) -> tuple[OmniInputs, GenerationOptions]:
-        """Sort options to where they belong and build the request."""
-        rest = dict(options)
-        thinking = bool(rest.pop("thinking", False))
-        tools = rest.pop("tools", None)
+    def read_options(self, options: Mapping[str, Any]) -> tuple[MediaOptions, GenerationOptions]:
+        """Sort the options of `chat` to where they belong.
+
+        Raises:
+            RequestError: A value is out of bounds.
+            TypeError: A name is unknown.
+        """
+        rest = {k: v for k, v in options.items() if k not in ("thinking", "tools")}
         media_options = take(MediaOptions, rest)
         generation = take(GenerationOptions, rest)
         if rest:
@@ -250,11 +288,18 @@ class Assistant:
                 f"Unknown option(s) {', '.join(map(repr, rest))}; expected thinking, tools or one "
                 f"of {', '.join(known)}."
             )
+        return media_options, generation
+
+    def _prepare(
+        self, messages: Sequence[Message], options: Mapping[str, Any]
+    ) -> tuple[OmniInputs, GenerationOptions]:
+        """Build the request."""
+        media_options, generation = self.read_options(options)
         inputs = self.processor(
             messages,
             options=media_options,
-            thinking=thinking,
-            tools=tools,
+            thinking=bool(options.get("thinking")),
+            tools=options.get("tools"),
             answer_tokens=generation.max_new_tokens,
             runtime=Runtime.of(self.model),
         )

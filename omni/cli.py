@@ -1,4 +1,4 @@
-"""The ``omni`` program: ask, chat, plan, doctor, and the verbs of installed packages.
+"""The ``omni`` program: ask, chat, plan, batch, doctor, and the verbs of installed packages.
 
 Data go to stdout, everything else to stderr. An error is one line and exit code 2.
 """
@@ -252,6 +252,104 @@ def plan(
         from omni.ledger_table import ledger_table
 
         Console().print(ledger_table(ledger))
+
+
+@app.command()
+def batch(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders (searched for media), globs, media files, or manifests: .jsonl, .csv "
+            "or .parquet with a column path and optionally question.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Result file, .jsonl or .parquet; a journal grows beside it.")
+    ],
+    question: Annotated[
+        list[str] | None,
+        typer.Option("--question", help="What to ask about every item; may be given repeatedly."),
+    ] = None,
+    per: Annotated[str, typer.Option(help="item, or page: ask about each page.")] = "item",
+    chunk: Annotated[
+        str | None,
+        typer.Option(help="Ask about each stretch of recordings and videos, such as 60s."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts, by the items' names."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Requests of similar length that run together.")
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a decoder that gives nothing is stopped.")
+    ] = 120.0,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try again what failed in an earlier run.")
+    ] = False,
+    model: ModelOption = None,
+    adapter: AdapterOption = None,
+    device: DeviceOption = None,
+    reduce: ReduceOption = None,
+    fps: FpsOption = None,
+    num_frames: FramesOption = None,
+    dpi: DpiOption = None,
+    sound: SoundOption = False,
+    think: ThinkOption = False,
+    max_tokens: TokensOption = None,
+    max_memory: MemoryOption = None,
+    max_new_tokens: AnswerOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the same questions about many files; results as JSONL or Parquet.
+
+    Stop it whenever you like, even with kill -9: the same command goes on where it was, computes
+    nothing twice, and ends with the same bytes. A file that is damaged, missing or hangs its
+    decoder becomes one record with an error. Exit code 0: all answered; 1: some failed; 2: the
+    command is wrong.
+
+    For example: `omni batch photos --question "What is this?" --out answers.jsonl`
+    """
+    from omni.batching.spans import parse_seconds
+
+    chunk_s = None if chunk is None else parse_seconds(chunk)
+    run = omni.batch(
+        paths,
+        question or (),
+        model=_load(model, device, adapter),
+        expand=True,
+        out=out,
+        per=per,
+        chunk_s=chunk_s,
+        shard=shard,
+        batch_size=batch_size,
+        timeout_s=timeout,
+        retry_errors=retry_errors,
+        **_options(reduce, fps, num_frames, dpi, sound),
+        thinking=think,
+        max_tokens=max_tokens,
+        max_memory=max_memory,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    from omni.batching.progress import run_shown, summary_table
+
+    try:
+        run_shown(run, Console(stderr=True))
+    except KeyboardInterrupt:
+        run.close()
+        raise OmniError("interrupted; the same command goes on from here.") from None
+    if as_json:
+        _print_json({"out": str(out), **run.summary.to_dict(), "version": omni.__version__})
+    else:
+        Console().print(summary_table(run.summary, run.source.skipped))
+    if run.summary.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -6,7 +6,8 @@
     │   ├── MediaAccessError        no permission, a directory, outside the roots, network off
     │   ├── UnsupportedMediaError   content is none of the kinds we read
     │   ├── CorruptMediaError       truncated, empty, encrypted, no frames, non-finite samples
-    │   └── MediaLimitError         over a limit on bytes, pixels, seconds, frames or pages
+    │   ├── MediaLimitError         over a limit on bytes, pixels, seconds, frames or pages
+    │   └── MediaTimeoutError       its decoder did not come back in time
     ├── RequestError            a prompt, message or option is wrong
     │   └── ContextLengthError      the request does not fit the context or the token budget
     ├── AlignmentError          features and placeholders disagree
@@ -46,6 +47,10 @@ class CorruptMediaError(MediaError):
 
 class MediaLimitError(MediaError):
     """The content is over one of the limits on bytes, pixels, seconds, frames or pages."""
+
+
+class MediaTimeoutError(MediaError):
+    """The decoder gave nothing for the time limit, and was stopped."""
 
 
 class RequestError(OmniError, ValueError):

@@ -86,6 +86,30 @@ class Audio:
         """Return the whole recording; 230 MB an hour, so prefer `clips` for long ones."""
         return self._read(0, self.num_samples)
 
+    def part(self, start_s: float, end_s: float) -> "Audio":
+        """A copy of the seconds from ``start_s`` to before ``end_s``.
+
+        Raises:
+            RequestError: if they hold no sample.
+        """
+        start, end = (min(round(s * SAMPLING_RATE), self.num_samples) for s in (start_s, end_s))
+        if not 0 <= start < end:
+            raise RequestError(
+                f"{self.name}: found no sound from {start_s:g} to {end_s:g} s, expected a part of "
+                f"0 to {self.duration_s:g} s"
+            )
+        # It lives as long as the recording, which closes it.
+        spool = tempfile.SpooledTemporaryFile(max_size=MAX_BYTES_IN_MEMORY)  # noqa: SIM115
+        for first in range(start, end, BLOCK_VALUES):
+            _append(spool, self._read(first, min(BLOCK_VALUES, end - first)).numpy())
+        return Audio(
+            name=f"{self.name} {start_s:g}-{end_s:g} s",
+            spool=spool,
+            num_samples=end - start,
+            source_sampling_rate=self.source_sampling_rate,
+            num_source_channels=self.num_source_channels,
+        )
+
     def _read(self, start: int, count: int) -> Float[Tensor, " samples"]:
         with self._lock:
             self._spool.seek(start * BYTES_PER_SAMPLE)

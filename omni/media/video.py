@@ -8,7 +8,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -195,6 +195,37 @@ class Video:
             )
         return self._reader.read(indices)
 
+    def part(self, start_s: float, end_s: float) -> "Video":
+        """The frames from ``start_s`` to before ``end_s`` as a video whose times start at 0.
+
+        Raises:
+            RequestError: if there are none.
+        """
+        times = self.info.frame_times_s
+        first, last = (int(i) for i in np.searchsorted(times, (start_s, end_s)))
+        if first == last:
+            raise RequestError(
+                f"{self.name}: found no frame from {start_s:g} to {end_s:g} s; choose longer parts"
+            )
+        info = replace(
+            self.info,
+            frame_times_s=times[first:last] - times[first],
+            duration_s=min(end_s, max(self.duration_s, float(times[-1]))) - start_s,
+        )
+
+        def load_audio() -> Audio:
+            track = self.audio()
+            assert track is not None
+            return track.part(start_s, end_s)
+
+        return Video(
+            name=f"{self.name} {start_s:g}-{end_s:g} s",
+            info=info,
+            reader=_LaterFrames(self._reader, first),
+            limits=self._limits,
+            load_audio=load_audio if self.has_audio else None,
+        )
+
     def audio(self) -> Audio | None:
         """Decode the first audio track; None if there is none.
 
@@ -203,6 +234,17 @@ class Video:
             MediaLimitError: if it is longer than the limits allow.
         """
         return self._load_audio() if self._load_audio is not None else None
+
+
+class _LaterFrames:
+    """Frames of a video that starts within another one."""
+
+    def __init__(self, reader: FrameReader, first: int) -> None:
+        self._reader = reader
+        self._first = first
+
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+        return self._reader.read([self._first + index for index in indices])
 
 
 def plan_frames(

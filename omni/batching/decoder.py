@@ -1,0 +1,258 @@
+"""Media that are decoded in a process of their own: what hangs or crashes there ends there.
+
+`Decoder.open` gives the same objects as the media gateway, with the same pixels and errors; their
+frames, pages and sound come from a child process. If it gives nothing for the time limit it is
+killed, if it dies that is noticed, and either is an error of that one medium. The next request
+starts a new child.
+
+What it costs: some seconds to start the child, once and after every kill; its memory (PyTorch and
+one decoded picture); and copying pixels through a pipe. Nothing is decoded twice.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from omni.batching.decoder_process import receive, send
+from omni.errors import CorruptMediaError, MediaError, MediaTimeoutError
+from omni.media import Audio, Document, Image, Media, MediaLimits, Video
+from omni.media.audio import MAX_BYTES_IN_MEMORY
+
+
+class Decoder:
+    """Opens media in a child process, which is started when it is needed.
+
+    Args:
+        limits: Of the media gateway.
+        allowed_roots: Folders that files may be read from; None allows any.
+        timeout_s: Longest silence of the decoder in seconds: to open one file, to decode one frame
+            or page.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: MediaLimits | None = None,
+        allowed_roots: Sequence[Path] | None = None,
+        timeout_s: float = 120.0,
+    ) -> None:
+        self.limits = limits or MediaLimits()
+        self.allowed_roots = None if allowed_roots is None else list(allowed_roots)
+        self.timeout_s = timeout_s
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def open(self, path: str) -> Media:
+        """Open one file.
+
+        Args:
+            path: As `omni.media.load_media` takes it.
+
+        Returns:
+            A picture with its pixels or a recording with its sound; a video or a document whose
+            frames and pages are decoded when they are asked for.
+
+        Raises:
+            MediaTimeoutError: The decoder gave nothing for `timeout_s`.
+            MediaError: It died, or the gateway refuses the file.
+        """
+        found = self.call(path, "open", path)
+        if found["kind"] == "image":
+            return _image(found)
+        if found["kind"] == "audio":
+            return self._audio(path, found)
+        if found["kind"] == "document":
+            return RemoteDocument(self, path, found["name"], found["num_pages"])
+        info = found["info"]
+        return Video(
+            name=found["name"],
+            info=info,
+            reader=RemoteFrames(self, path),
+            limits=self.limits,
+            load_audio=(lambda: self._audio(path, self.call(path, "track", path)))
+            if info.has_audio
+            else None,
+        )
+
+    def stream(self, path: str, number: int) -> Iterator[np.ndarray]:
+        """Yield the pieces of a stream of the child.
+
+        Raises:
+            CorruptMediaError: Another medium's trouble has ended that child; ask again.
+        """
+        child = self.process
+        try:
+            while self.process is child:
+                piece = self.call(path, "next", number)
+                if piece is None:
+                    return
+                yield piece
+        except GeneratorExit:
+            if self.process is child:
+                self.call(path, "close", number)
+            raise
+        raise CorruptMediaError(f"{path}: its decoder was stopped on account of another file")
+
+    def call(self, path: str, command: str, *arguments: Any) -> Any:
+        """Ask the child, and kill it if it does not answer in time."""
+        child = self._child()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(self.timeout_s, kill)
+        timer.start()
+        try:
+            send(child.stdin, (command, *arguments))
+            outcome, value = receive(child.stdout)
+        except (EOFError, OSError) as error:
+            self.close()
+            if late.is_set():
+                raise MediaTimeoutError(
+                    f"{path}: its decoder gave nothing for {self.timeout_s:g} s, which is the "
+                    "limit; the file is damaged or very slow to decode. Leave it out, or raise the "
+                    "limit with timeout_s=... (--timeout)"
+                ) from error
+            raise CorruptMediaError(
+                f"{path}: its decoder crashed ({_how(child.returncode)}); export the file again"
+            ) from error
+        except BaseException:  # such as Ctrl-C: the next reply would be that of another question
+            self.close()
+            raise
+        finally:
+            timer.cancel()
+        if outcome == "error":
+            raise value
+        return value
+
+    def _child(self) -> subprocess.Popen[bytes]:
+        if self.process is not None:
+            return self.process
+        child = subprocess.Popen(
+            # The search path of this process: wherever omni was found, the child finds it.
+            [sys.executable, "-P", "-c", "from omni.batching.decoder_process import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        setup = {
+            "limits": self.limits,
+            "allowed_roots": self.allowed_roots,
+            "timeout_s": self.timeout_s,
+        }
+        try:
+            send(child.stdin, setup)
+            receive(child.stdout)
+        except (EOFError, OSError) as error:
+            child.kill()
+            child.communicate()
+            raise MediaError(
+                "The process that decodes media could not start; the lines above say why."
+            ) from error
+        self.process = child
+        return child
+
+    def _audio(self, path: str, found: dict[str, Any]) -> Audio:
+        # It lives as long as the recording, which closes it.
+        spool = tempfile.SpooledTemporaryFile(max_size=MAX_BYTES_IN_MEMORY)  # noqa: SIM115
+        num_samples = 0
+        for block in self.stream(path, found["stream"]):
+            spool.write(block.tobytes())
+            num_samples += len(block)
+        return Audio(
+            name=found["name"],
+            spool=spool,
+            num_samples=num_samples,
+            source_sampling_rate=found["sampling_rate"],
+            num_source_channels=found["channels"],
+        )
+
+
+class RemoteFrames:
+    """Frames of a video in the child.
+
+    Args:
+        decoder: Whose child.
+        path: The video.
+    """
+
+    def __init__(self, decoder: Decoder, path: str) -> None:
+        self.decoder = decoder
+        self.path = path
+
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+        """Yield the frames at ascending positions, one by one."""
+        number = self.decoder.call(self.path, "frames", self.path, tuple(indices))
+        for frame in self.decoder.stream(self.path, number):
+            yield torch.from_numpy(frame)
+
+
+class RemoteDocument(Document):
+    """Pages of a document in the child.
+
+    Args:
+        decoder: Whose child.
+        path: The document.
+        name: How messages call it.
+        num_pages: Its pages.
+    """
+
+    def __init__(self, decoder: Decoder, path: str, name: str, num_pages: int) -> None:
+        self.decoder = decoder
+        self.path = path
+        self.name = name
+        self.num_pages = num_pages
+
+    def page_size_points(self, index: int) -> tuple[float, float]:
+        """Width and height of a page in points."""
+        width, height = self.decoder.call(self.path, "page_size", self.path, index)
+        return width, height
+
+    def render(self, index: int, dpi: float = 144.0) -> Image:
+        """Render one page."""
+        return _image(self.decoder.call(self.path, "render", self.path, index, dpi))
+
+
+def _image(found: dict[str, Any]) -> Image:
+    return Image(pixels=torch.from_numpy(found["pixels"]), name=found["name"])
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

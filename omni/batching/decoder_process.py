@@ -1,0 +1,187 @@
+"""The child process that opens and decodes media, so that it can be killed; see `decoder`.
+
+Requests come on stdin and replies leave on stdout, each as 8 bytes of length and a pickle. Media
+cross as arrays: a whole picture, a rendered page, one frame or a block of sound at a time.
+"""
+
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from omni.errors import CorruptMediaError, MediaError, OmniError
+from omni.media import Audio, Document, FramePlan, Image, Media, MediaLimits, Video, load_media
+
+BLOCK_SAMPLES = 2**20  # of sound in one reply: 4 MiB
+MAX_OPEN = 8  # videos and documents whose facts are kept; they hold no pixels
+LENGTH_BYTES = 8
+ORPHAN_GRACE_S = 30.0  # after the limit, when whoever should have killed this process is gone
+
+
+def send(stream: IO[bytes], value: Any) -> None:
+    """Write one message."""
+    data = pickle.dumps(value, protocol=5)
+    stream.write(len(data).to_bytes(LENGTH_BYTES, "little"))
+    stream.write(data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Read one message.
+
+    Raises:
+        EOFError: The other side is gone.
+    """
+    head = stream.read(LENGTH_BYTES)
+    size = int.from_bytes(head, "little")
+    data = stream.read(size) if len(head) == LENGTH_BYTES else b""
+    if len(head) < LENGTH_BYTES or len(data) < size:
+        raise EOFError
+    return pickle.loads(data)
+
+
+class Server:
+    """Answers requests about paths; forgetting what is open only costs time.
+
+    Args:
+        limits: Of the media gateway.
+        allowed_roots: Folders that files may be read from; None allows any.
+    """
+
+    def __init__(self, limits: MediaLimits, allowed_roots: list[Path] | None) -> None:
+        self.limits = limits
+        self.allowed_roots = allowed_roots
+        self.opened: OrderedDict[str, Media] = OrderedDict()
+        self.streams: dict[int, Iterator[Any]] = {}
+        self.numbers = count()
+
+    def open(self, path: str) -> dict[str, Any]:
+        """What a file is; pixels or sound come along, or as a stream."""
+        media = self._media(path)
+        if isinstance(media, Image):
+            return {"kind": "image", "name": media.name, "pixels": media.pixels.numpy()}
+        if isinstance(media, Video):
+            return {"kind": "video", "name": media.name, "info": media.info}
+        if isinstance(media, Document):
+            return {"kind": "document", "name": media.name, "num_pages": media.num_pages}
+        return self._sound(media)
+
+    def track(self, path: str) -> dict[str, Any]:
+        """The sound track of a video that has one."""
+        audio = self._media(path).audio()  # type: ignore[union-attr]
+        assert audio is not None
+        return self._sound(audio)
+
+    def frames(self, path: str, indices: tuple[int, ...]) -> int:
+        """A stream of frames at ascending positions."""
+        video = self._media(path)
+        assert isinstance(video, Video)
+        times = tuple(float(video.info.frame_times_s[i]) for i in indices)
+        plan = FramePlan(
+            indices=indices,
+            timestamps_s=times,
+            source_fps=video.fps,
+            duration_s=video.duration_s,
+        )
+        return self._stream(frame.numpy() for frame in video.frames(plan))
+
+    def page_size(self, path: str, index: int) -> tuple[float, float]:
+        """Points of a page."""
+        return self._document(path).page_size_points(index)
+
+    def render(self, path: str, index: int, dpi: float) -> dict[str, Any]:
+        """Pixels of a page."""
+        image = self._document(path).render(index, dpi)
+        return {"kind": "image", "name": image.name, "pixels": image.pixels.numpy()}
+
+    def next(self, stream: int) -> np.ndarray | None:
+        """The next piece of a stream; None after the last."""
+        piece = next(self.streams[stream], None)
+        if piece is None:
+            del self.streams[stream]
+        return piece
+
+    def close(self, stream: int) -> None:
+        """Forget a stream."""
+        self.streams.pop(stream, None)
+
+    def _stream(self, pieces: Iterator[Any]) -> int:
+        number = next(self.numbers)
+        self.streams[number] = pieces
+        return number
+
+    def _sound(self, audio: Audio) -> dict[str, Any]:
+        return {
+            "kind": "audio",
+            "name": audio.name,
+            "sampling_rate": audio.source_sampling_rate,
+            "channels": audio.num_source_channels,
+            "stream": self._stream(block.numpy() for block in audio.clips(BLOCK_SAMPLES)),
+        }
+
+    def _document(self, path: str) -> Document:
+        document = self._media(path)
+        assert isinstance(document, Document)
+        return document
+
+    def _media(self, path: str) -> Media:
+        if path in self.opened:
+            self.opened.move_to_end(path)
+            return self.opened[path]
+        media = load_media(path, limits=self.limits, allowed_roots=self.allowed_roots)
+        if isinstance(media, Video | Document):
+            self.opened[path] = media
+            if len(self.opened) > MAX_OPEN:
+                self.opened.popitem(last=False)
+        return media
+
+
+def main() -> None:
+    """Serve until the parent closes stdin or kills us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes stdin
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    setup = receive(requests)
+    server = Server(setup["limits"], setup["allowed_roots"])
+    send(replies, "ready")
+    silence = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    for noisy in (1, 2):  # decoders print; stdout belongs to the replies
+        os.dup2(silence.fileno(), noisy)
+    while True:
+        try:
+            command, *arguments = receive(requests)
+        except EOFError:
+            return
+        # Fires in C, without the interpreter's lock, even where a decoder never comes back.
+        limit_s = setup["timeout_s"] + ORPHAN_GRACE_S
+        faulthandler.dump_traceback_later(limit_s, exit=True, file=silence)
+        try:
+            reply = ("value", getattr(server, command)(*arguments))
+        except OmniError as error:
+            reply = ("error", error)
+        except (Exception, RecursionError) as error:  # a decoder's own, on files nobody foresaw
+            reply = ("error", _as_media_error(arguments, error))
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            send(replies, reply)
+        except BrokenPipeError:
+            return
+
+
+def _as_media_error(arguments: list[Any], error: Exception) -> MediaError:
+    name = arguments[0] if isinstance(arguments[0], str) else "media"
+    first = (str(error).splitlines() or [""])[0]
+    return CorruptMediaError(
+        f"{name}: its decoder failed ({type(error).__name__}: {first}); export the file again"
+    )
+
+
+if __name__ == "__main__":
+    main()

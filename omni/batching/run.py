@@ -1,0 +1,411 @@
+"""A batch from items to records.
+
+1. Take the next few tasks: item, span, question. What the journal has is done.
+2. Open their media in the decoder process and build their prompts; lengths are known now.
+3. Answer them in groups of similar length; a group that fails is answered one by one.
+4. Write each result to the journal when it is there, and yield the records in order.
+
+The final file is a function of items, questions and journal, so it does not matter how often a run
+was stopped, nor which prompts shared a batch: an answer at temperature 0 does not depend on that.
+"""
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import omni
+from omni.assistant import Assistant
+from omni.batching.decoder import Decoder
+from omni.batching.identity import model_fingerprint, settings_of, short_hash, task_key
+from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
+from omni.batching.journal import Journal
+from omni.batching.output import Writer, as_line, open_writer, sidecar
+from omni.batching.spans import Span, check_chunk, cut, find_spans
+from omni.batching.summary import Summary
+from omni.errors import RequestError
+from omni.generation import GenerationOptions
+from omni.inputs import OmniInputs
+from omni.media import Audio, Image, Media
+from omni.options import MediaOptions
+from omni.reduction import check_reduction
+from omni.reply import Reply
+
+MAX_GROUP_TOKENS = 16_384  # prompts of a group, padded; longer prompts run alone
+HELD_BYTES = 256 * 2**20  # of opened pictures and recordings that wait for their group
+GROUPS_AHEAD = 4  # groups' worth of tasks that are sorted by length together
+
+
+@dataclass(slots=True, kw_only=True)
+class Task:
+    """One question about one item or a part of it."""
+
+    item: Item
+    sha256: str | None
+    span: Span | None
+    question: str
+    key: str
+    """Of its result in the journal."""
+    error_key: str
+    """Of its error: errors name the file, so equal files do not share them."""
+    inputs: OmniInputs | None = None
+    held_bytes: int = 0
+    open_s: float = 0.0
+
+
+class BatchRun(Iterator[dict[str, Any]]):
+    """Answers questions about many items; iterate it for the records.
+
+    A record has ``item``, ``sha256``, ``span`` (page or seconds; None for the whole), ``question``,
+    ``answer``, ``reasoning``, ``tokens`` (prompt, media, text, answer; what a budget lowered),
+    ``error`` (class and message, or None), ``seed``, ``model``, ``versions`` and ``row``, the
+    further columns of a manifest. Nothing in it changes from run to run; seconds are in the file of
+    timings.
+
+    Args:
+        items: A folder, glob, media file or manifest; or an iterable of paths and rows.
+        questions: One or several; a row's own question goes before.
+        assistant: Who answers.
+        out: Result file, ``.jsonl`` or ``.parquet``. Beside it are the journal
+            (``NAME.journal.jsonl``), by which a stopped run goes on, and the seconds of each task
+            (``NAME.timings.jsonl``). None writes no file.
+        per: ``item``, or ``page`` to ask about each page of a document.
+        chunk_s: Ask about each so many seconds of recordings and videos.
+        batch_size: Prompts answered together, if they are alike in length. With sampling or
+            ``max_memory`` it is 1, since those depend on what shares a batch.
+        timeout_s: Longest silence of a decoder, in seconds, after which it is stopped.
+        shard: ``i/n``: only every n-th item, by its name.
+        retry_errors: Try again what the journal knows as failed.
+        expand: Whether a list of paths may have folders, globs and manifests in it.
+        options: Those of `Assistant.chat`, the same for all tasks.
+
+    Raises:
+        RequestError: An option, a path, a pattern or a manifest is wrong.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        questions: str | Sequence[str] = (),
+        *,
+        assistant: Assistant,
+        out: str | Path | None = None,
+        per: str = "item",
+        chunk_s: float | None = None,
+        batch_size: int = 8,
+        timeout_s: float = 120.0,
+        shard: str | tuple[int, int] | None = None,
+        retry_errors: bool = False,
+        expand: bool = False,
+        **options: Any,
+    ) -> None:
+        if per not in ("item", "page"):
+            raise RequestError(f"per is {per!r}; expected 'item' or 'page'.")
+        if chunk_s is not None:
+            check_chunk(chunk_s, f"{chunk_s:g} s")
+        if batch_size < 1 or timeout_s <= 0:
+            raise RequestError(
+                f"batch_size is {batch_size} and timeout_s {timeout_s:g}; expected at least 1 and "
+                "more than 0."
+            )
+        self.assistant = assistant
+        self.source = ItemSource(items, expand=expand)
+        self.questions = (questions,) if isinstance(questions, str) else tuple(questions)
+        self.per_page, self.chunk_s = per == "page", chunk_s
+        self.shard = parse_shard(shard) if isinstance(shard, str) else shard
+        self.options = options
+        media, generation = _check_options(assistant, self.questions, options)
+        self.batch_size = batch_size
+        if generation.temperature > 0 or media.max_memory is not None:
+            self.batch_size = 1
+        self.model = {"name": assistant.name, "fingerprint": model_fingerprint(assistant)}
+        self.settings = settings_of(media, generation)
+        self.settings |= {name: options.get(name) for name in ("thinking", "tools")}
+        self.facts = {
+            "seed": generation.seed,
+            "model": self.model,
+            "versions": {
+                "omni": omni.__version__,
+                **{name: version(name) for name in ("torch", "transformers")},
+            },
+        }
+        processor = assistant.processor
+        self.decoder = Decoder(
+            limits=processor.limits, allowed_roots=processor.allowed_roots, timeout_s=timeout_s
+        )
+        self.summary = Summary()
+        self.out = None if out is None else Path(out)
+        self.writer: Writer | None = None if self.out is None else open_writer(self.out)
+        try:
+            self.journal = Journal(
+                None if self.out is None else sidecar(self.out, "journal"),
+                forget_errors=retry_errors,
+            )
+        except RequestError:
+            if self.writer is not None:
+                self.writer.discard()
+            raise
+        self.timings: IO[bytes] | None = None
+        if self.out is not None:
+            self.timings = sidecar(self.out, "timings").open("ab")
+        self.records = self._run()
+
+    def __next__(self) -> dict[str, Any]:
+        """The next record."""
+        return next(self.records)
+
+    def count_items(self) -> int | None:
+        """How many items there will be; None if only running would tell."""
+        if self.shard is None:
+            return self.source.count()
+        if self.source.count() is None:
+            return None
+        return sum(in_shard(item.name, self.shard) for item in self.source)
+
+    def close(self) -> None:
+        """Stop; what is finished stays in the journal."""
+        self.records.close()
+        self._release()
+
+    def _release(self) -> None:
+        self.decoder.close()
+        self.journal.close()
+        if self.timings is not None:
+            self.timings.close()
+        if self.writer is not None:
+            self.writer.discard()
+
+    def _run(self) -> Generator[dict[str, Any]]:
+        begin = time.perf_counter()
+        item: Item | None = None
+        try:
+            for window in self._windows():
+                for group in self._groups(window):
+                    self._answer(group)
+                for task in window:
+                    record = self._record(task)
+                    if self.writer is not None:
+                        self.writer.add(record)
+                    self.summary.items += task.item is not item
+                    item = task.item
+                    self.summary.count(record)
+                    self.summary.seconds = time.perf_counter() - begin
+                    yield record
+            if self.writer is not None:
+                self.writer.finish()
+                self.writer = None
+        finally:
+            self._release()
+
+    # ---------------------------------------------------------------- 1. tasks
+
+    def _windows(self) -> Iterator[list[Task]]:
+        """Tasks in order, in lots whose opened media are little enough to hold."""
+        window: list[Task] = []
+        held, waiting = 0, 0
+        seen: set[str] = set()
+        for task in self._tasks():
+            window.append(task)
+            if self._find(task) is None and task.key not in seen:
+                self._prepare(task)
+                seen.add(task.key)
+                held, waiting = held + task.held_bytes, waiting + 1
+            full = self.batch_size if self.batch_size == 1 else GROUPS_AHEAD * self.batch_size
+            if waiting >= full or held > HELD_BYTES or len(window) >= 4 * full:
+                yield window
+                window, held, waiting, seen = [], 0, 0, set()
+        if window:
+            yield window
+
+    def _tasks(self) -> Iterator[Task]:
+        processor = self.assistant.processor
+        for item in self.source:
+            if self.shard is not None and not in_shard(item.name, self.shard):
+                continue
+            questions = item.questions or self.questions
+            error: Exception | None = item.error
+            sha256: str | None = None
+            spans: list[Span | None] = [None]
+            if error is None and not questions:
+                error = RequestError("The row has no question, and the batch has none for all.")
+            if error is None:
+                try:
+                    sha256 = content_hash(item.paths, processor.limits, processor.allowed_roots)
+                    if not self._has_failed(item, sha256, questions):
+                        spans = self._spans(item, sha256)
+                except Exception as caught:
+                    error = caught
+            for span in spans:
+                for question in questions or ("",):
+                    task = self._task(item, sha256, span, question)
+                    if error is not None and self._find(task) is None:
+                        self._fail(task, error)
+                    yield task
+
+    def _task(self, item: Item, sha256: str | None, span: Span | None, question: str) -> Task:
+        key = task_key(
+            sha256=sha256 or f"unreadable {item.name}",
+            span=span,
+            question=question,
+            fingerprint=self.model["fingerprint"],
+            settings=self.settings,
+        )
+        return Task(
+            item=item,
+            sha256=sha256,
+            span=span,
+            question=question,
+            key=key,
+            error_key=short_hash([key, item.name]),
+        )
+
+    def _has_failed(self, item: Item, sha256: str, questions: Sequence[str]) -> bool:
+        """Whether the journal knows that an item cannot even be opened."""
+        tasks = [self._task(item, sha256, None, question) for question in questions]
+        return all(task.error_key in self.journal for task in tasks)
+
+    def _spans(self, item: Item, sha256: str) -> list[Span | None]:
+        """The parts of an item; the journal remembers them, so that it need not be opened again."""
+        if len(item.paths) > 1 or not (self.per_page or self.chunk_s is not None):
+            return [None]
+        key = short_hash(["spans", sha256, self.per_page, self.chunk_s])
+        known = self.journal.get(key)
+        if known is None:
+            media = self.decoder.open(item.paths[0])
+            spans = find_spans(media, per_page=self.per_page, chunk_s=self.chunk_s)
+            known = {"spans": [None if span is None else span.to_dict() for span in spans]}
+            self.journal.add(key, known)
+        return [Span.from_dict(values) for values in known["spans"]]
+
+    # ---------------------------------------------------------------- 2. prompts
+
+    def _prepare(self, task: Task) -> None:
+        """Open the media and build the prompt; an error is the task's result."""
+        begin = time.perf_counter()
+        try:
+            media = [cut(self.decoder.open(path), task.span) for path in task.item.paths]
+            content = [{"type": "media", "media": medium} for medium in media]
+            content.append({"type": "text", "text": task.question})
+            turn = {"role": "user", "content": content}
+            task.inputs = self.assistant.prepare([turn], **self.options)
+            task.held_bytes = sum(map(_held_bytes, media))
+        except Exception as error:
+            self._fail(task, error)
+        task.open_s = time.perf_counter() - begin
+
+    # ---------------------------------------------------------------- 3. answers
+
+    def _groups(self, window: Sequence[Task]) -> Iterator[list[Task]]:
+        """Tasks of similar length, longest first, while padded they stay within the bound."""
+        waiting = [task for task in window if task.inputs is not None]
+        waiting.sort(key=_length, reverse=True)
+        while waiting:
+            rows = min(self.batch_size, max(MAX_GROUP_TOKENS // _length(waiting[0]), 1))
+            yield waiting[:rows]
+            waiting = waiting[rows:]
+
+    def _answer(self, group: Sequence[Task]) -> None:
+        try:
+            prompts = [task.inputs for task in group if task.inputs is not None]
+            replies = self.assistant.reply_batch(prompts, **self.options)
+        except Exception as error:
+            if len(group) == 1:
+                self._fail(group[0], error)
+                return
+            for task in group:  # one of them is to blame: alone, the others get their answers
+                self._answer([task])
+            return
+        for task, reply in zip(group, replies, strict=True):
+            self.journal.add(task.key, {**_result(reply), **self.facts})
+            self._note_times(task, reply, len(group))
+            task.inputs = None
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        lines = str(error).splitlines()
+        found = {"class": type(error).__name__, "message": lines[0] if lines else ""}
+        self.journal.add(task.error_key, {"error": found, **self.facts})
+        task.inputs = None
+        self.summary.computed += 1
+
+    def _note_times(self, task: Task, reply: Reply, size: int) -> None:
+        self.summary.computed += 1
+        if self.timings is None:
+            return
+        self.timings.write(
+            as_line(
+                {
+                    "key": task.key,
+                    "item": task.item.name,
+                    "span": None if task.span is None else task.span.to_dict(),
+                    "question": task.question,
+                    "seconds": {"open": round(task.open_s, 4), **reply.ledger.seconds},
+                    "batch": size,
+                }
+            )
+        )
+        self.timings.flush()
+
+    # ---------------------------------------------------------------- 4. records
+
+    def _find(self, task: Task) -> dict[str, Any] | None:
+        return self.journal.get(task.key) or self.journal.get(task.error_key)
+
+    def _record(self, task: Task) -> dict[str, Any]:
+        found = self._find(task)
+        if found is None:  # an equal file before it in the window has failed
+            self._prepare(task)
+            if task.inputs is not None:
+                self._answer([task])
+            found = self._find(task)
+        assert found is not None
+        return {
+            "item": task.item.name,
+            "sha256": task.sha256,
+            "span": None if task.span is None else task.span.to_dict(),
+            "question": task.question,
+            **{name: found.get(name) for name in ("answer", "reasoning", "tokens", "error")},
+            **{name: found[name] for name in ("seed", "model", "versions")},
+            "row": dict(task.item.row),
+        }
+
+
+def _check_options(
+    assistant: Assistant, questions: Iterable[str], options: dict[str, Any]
+) -> tuple[MediaOptions, GenerationOptions]:
+    """Refuse what would make every record an error, before anything runs."""
+    media, generation = assistant.read_options(options)
+    for modality, spec in media.reduction.items():
+        check_reduction(spec, modality, assistant.model.config)  # type: ignore[arg-type]
+    for question in questions:
+        if not question.strip():
+            raise RequestError("A question is empty; expected text.")
+    return media, generation
+
+
+def _result(reply: Reply) -> dict[str, Any]:
+    ledger = reply.ledger
+    lowered = {change.partition(": ")[2] for change in ledger.lowered}
+    return {
+        "answer": reply.text,
+        "reasoning": reply.reasoning,
+        "tokens": {
+            "prompt": ledger.prompt_tokens,
+            "media": ledger.prompt_tokens - ledger.text_tokens,
+            "text": ledger.text_tokens,
+            "answer": ledger.answer_tokens,
+            "lowered": sorted(lowered),
+        },
+    }
+
+
+def _length(task: Task) -> int:
+    assert task.inputs is not None
+    return task.inputs.num_tokens
+
+
+def _held_bytes(media: Media) -> int:
+    if isinstance(media, Image):
+        return media.pixels.nbytes
+    return 4 * media.num_samples if isinstance(media, Audio) else 0
