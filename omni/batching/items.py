@@ -61,7 +61,7 @@ def item_of(
         folder: Where the paths of a row start.
 
     Raises:
-        RequestError: The row has no path, or a question is no text.
+        RequestError: It is neither, the row has no path, or a question is no text.
     """
     if isinstance(value, str | os.PathLike):
         return Item(name=os.fspath(value), paths=(os.fspath(value),))

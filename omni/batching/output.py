@@ -3,13 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from omni.errors import RequestError
 
 PARQUET_ROWS = 1_024  # of one row group; fixed, so that equal records give equal bytes
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes records one by one; the file is there only after `finish`."""
 

@@ -188,3 +188,30 @@ def test_a_broken_pipe_is_no_traceback(model_dir):
         check=False,
     )
     assert "Traceback" not in process.stderr
+
+
+def test_batch_writes_results_and_its_exit_code_says_whether_all_were_answered(
+    run, model_dir, picture, tmp_path
+):
+    out = tmp_path / "results.jsonl"
+    arguments = ("--question", "What?", "--model", model_dir, "--max-new-tokens", 5, "--out", out)
+    code, printed, _ = run("batch", tmp_path, *arguments, "--json")
+    assert code == 0
+    found = json.loads(printed)
+    assert (found["items"], found["answered"], found["failed"]) == (1, 1, 0)
+    [record] = map(json.loads, out.read_text().splitlines())
+    assert record["item"] == str(picture)
+    assert record["answer"] == tiny_omni.assistant().ask("What?", picture, max_new_tokens=5).text
+
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:60])
+    code, printed, err = run("batch", tmp_path, *arguments)
+    assert code == 1
+    assert "CorruptMediaError" in printed
+    assert "error" not in err
+
+    code, _, err = run("batch", tmp_path / "nowhere", *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no such file; expected a folder" in err
+    code, _, err = run("batch", tmp_path, *arguments, "--chunk", "soon")
+    assert code == 2
+    assert "A chunk of 'soon' was asked for" in err

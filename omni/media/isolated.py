@@ -25,10 +25,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from omni.batching.decoder_process import receive, send
 from omni.errors import CorruptMediaError, MediaError, MediaTimeoutError
-from omni.media import Audio, Document, Image, Media, MediaLimits, Video
-from omni.media.audio import MAX_BYTES_IN_MEMORY
+from omni.media.audio import MAX_BYTES_IN_MEMORY, Audio
+from omni.media.document import DEFAULT_DPI, Document
+from omni.media.gateway import Media
+from omni.media.image import Image
+from omni.media.isolated_process import receive, send
+from omni.media.limits import MediaLimits
+from omni.media.video import Video
 
 
 class Decoder:
@@ -163,7 +167,7 @@ class Decoder:
             return self.process
         child = subprocess.Popen(
             # The search path of this process: wherever omni was found, the child finds it.
-            [sys.executable, "-P", "-c", "from omni.batching.decoder_process import main; main()"],
+            [sys.executable, "-P", "-c", "from omni.media.isolated_process import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
@@ -243,7 +247,7 @@ class RemoteDocument(Document):
         width, height = self.decoder.call(self.path, "page_size", self.path, index)
         return width, height
 
-    def render(self, index: int, dpi: float = 144.0) -> Image:
+    def render(self, index: int, dpi: float = DEFAULT_DPI) -> Image:
         """Render one page."""
         return _image(self.decoder.call(self.path, "render", self.path, index, dpi))
 

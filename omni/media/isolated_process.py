@@ -1,4 +1,4 @@
-"""The child process that opens and decodes media, so that it can be killed; see `decoder`.
+"""The child process that opens and decodes media, so that it can be killed; see `isolated`.
 
 Requests come on stdin and replies leave on stdout, each as 8 bytes of length and a pickle. Media
 cross as arrays: a whole picture, a rendered page, one frame or a block of sound at a time.
@@ -18,7 +18,12 @@ from typing import IO, Any
 import numpy as np
 
 from omni.errors import CorruptMediaError, MediaError, OmniError
-from omni.media import Audio, Document, FramePlan, Image, Media, MediaLimits, Video, load_media
+from omni.media.audio import Audio
+from omni.media.document import Document
+from omni.media.gateway import Media, load_media
+from omni.media.image import Image
+from omni.media.limits import MediaLimits
+from omni.media.video import FramePlan, Video
 
 BLOCK_SAMPLES = 2**20  # of sound in one reply: 4 MiB
 MAX_OPEN = 8  # videos and documents whose facts are kept; they hold no pixels

@@ -1,0 +1,326 @@
+"""A batch: its answers are those of single questions, and its file does not know it was stopped."""
+
+import json
+import random
+import tracemalloc
+from contextlib import contextmanager
+
+import pytest
+
+import omni
+from omni.assistant import Assistant
+from omni.batching import BatchRun
+from omni.batching import run as run_module
+from omni.batching.identity import model_fingerprint
+from omni.errors import CorruptMediaError, RequestError
+from omni.media import load_media
+from tests.support import media as samples
+from tests.support import tiny_omni
+
+SHORT = {"max_new_tokens": 4}
+QUESTIONS = ["What?", "A longer question, where?"]
+
+
+class LocalDecoder:
+    """Media without a child process, whose own tests are in tests/omni/media."""
+
+    def __init__(self, **options):
+        pass
+
+    def open(self, path):
+        media = load_media(path)
+        if "decays" in path:  # opens, and breaks when the model wants its pixels
+            media._reader = Decays()
+        return media
+
+    def close(self):
+        pass
+
+
+class Decays:
+    def read(self, indices):
+        raise CorruptMediaError("decays.mp4: frame 0 is damaged")
+
+
+@pytest.fixture(autouse=True)
+def local(monkeypatch):
+    monkeypatch.setattr(run_module, "Decoder", LocalDecoder)
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Assistant:
+    return tiny_omni.assistant()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of several sizes, a clip, a recording, a document; one of them damaged."""
+    folder = tmp_path_factory.mktemp("items")
+    for number in range(4):
+        pixels = tiny_omni.picture(16 + 8 * number, 24, seed=number)
+        samples.write_image(folder / f"picture{number}.png", pixels)
+    data = (folder / "picture0.png").read_bytes()
+    (folder / "damaged.png").write_bytes(data[: len(data) // 2])
+    samples.write_video(folder / "clip.mp4", samples.moving_square(6), fps=4)
+    samples.write_wav(folder / "tone.wav", samples.sine(0.5))
+    samples.write_pdf(folder / "two.pdf", [["one"], ["two"]], size_points=(60, 40))
+    return folder
+
+
+@contextmanager
+def counting(assistant, monkeypatch):
+    """The questions that the model is asked, with sampling of when."""
+    asked = []
+    answer = assistant.reply_batch
+
+    def counted(prompts, **options):
+        asked.extend(prompts)
+        return answer(prompts, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistant, "reply_batch", counted)
+        yield asked
+
+
+def records(folder, assistant, **options):
+    return list(BatchRun(folder, QUESTIONS, assistant=assistant, **{**SHORT, **options}))
+
+
+def test_answers_are_those_of_single_questions_in_any_grouping(folder, assistant):
+    alone = records(folder, assistant, batch_size=1)
+    assert len(alone) == 2 * 8
+    for record in alone:
+        if "damaged" in record["item"]:
+            continue
+        reply = assistant.ask(record["question"], record["item"], **SHORT)
+        assert record["answer"] == reply.text
+        assert record["tokens"]["prompt"] == reply.ledger.prompt_tokens
+        assert record["tokens"]["answer"] == reply.ledger.answer_tokens
+    assert records(folder, assistant, batch_size=3) == alone
+    assert records(folder, assistant, batch_size=16) == alone
+
+
+def test_one_bad_item_is_its_error_and_nothing_else(folder, assistant):
+    run = BatchRun(folder, QUESTIONS, assistant=assistant, **SHORT)
+    bad = [record for record in run if record["error"] is not None]
+    assert [(r["item"], r["question"]) for r in bad] == [
+        (str(folder / "damaged.png"), question) for question in QUESTIONS
+    ]
+    assert {r["error"]["class"] for r in bad} == {"CorruptMediaError"}
+    assert all("damaged.png" in r["error"]["message"] and r["answer"] is None for r in bad)
+    assert (run.summary.records, run.summary.failed, run.summary.items) == (16, 2, 8)
+
+
+def test_what_breaks_while_the_model_reads_it_leaves_the_rest_of_its_group_alone(
+    tmp_path, assistant
+):
+    for name in ("a", "decays", "z"):
+        samples.write_video(tmp_path / f"{name}.mp4", samples.moving_square(6), fps=4)
+    first, broken, last = records(tmp_path, assistant, batch_size=8)[::2]
+    assert broken["error"] == {
+        "class": "CorruptMediaError",
+        "message": "decays.mp4: frame 0 is damaged",
+    }
+    assert first["answer"] == last["answer"] == assistant.ask("What?", first["item"], **SHORT).text
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes_and_computes_nothing_twice(
+    folder, assistant, tmp_path, monkeypatch, seed
+):
+    options = {"assistant": assistant, "per": "page", "batch_size": 3, **SHORT}
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    with counting(assistant, monkeypatch) as asked:
+        expected = list(BatchRun(folder, QUESTIONS, out=whole, **options))
+    needed = len(asked)
+    assert needed == 16  # 7 sound items, one of them of two pages
+
+    draw = random.Random(seed)
+    journal = tmp_path / "stopped.journal.jsonl"
+    computed = 0
+    for _ in range(3):
+        before = journal.read_bytes() if journal.exists() else b""
+        with counting(assistant, monkeypatch) as asked:
+            run = BatchRun(folder, QUESTIONS, out=stopped, **options)
+            for _ in range(draw.randrange(12)):
+                next(run)
+            run.close()
+        assert not stopped.exists()
+        # As kill -9 would leave it: some of the last lines are missing, the last one is torn.
+        cut = draw.randint(len(before), journal.stat().st_size)
+        lost = journal.read_bytes()[cut:]
+        journal.write_bytes(journal.read_bytes()[:cut])
+        computed += len(asked) - lost.count(b'"answer":')
+    with counting(assistant, monkeypatch) as asked:
+        assert list(BatchRun(folder, QUESTIONS, out=stopped, **options)) == expected
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert needed <= computed + len(asked) <= needed + 3  # a torn line's task is done again
+
+    with counting(assistant, monkeypatch) as asked:
+        run = BatchRun(folder, QUESTIONS, out=stopped, **options)
+        assert list(run) == expected
+    assert asked == []
+    assert run.summary.computed == 0
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_changing_a_part_of_the_identity_recomputes_just_that(tmp_path, assistant, monkeypatch):
+    items = tmp_path / "items"
+    items.mkdir()
+    for number in range(3):
+        pixels = tiny_omni.picture(16, 24, seed=number)
+        samples.write_image(items / f"picture{number}.png", pixels)
+
+    def computed(questions=QUESTIONS, assistant=assistant, **options):
+        with counting(assistant, monkeypatch) as asked:
+            options = {**SHORT, **options}
+            list(
+                BatchRun(items, questions, assistant=assistant, out=tmp_path / "r.jsonl", **options)
+            )
+        return len(asked)
+
+    assert computed() == 6
+    assert computed() == 0
+    assert computed([*QUESTIONS, "And now?"]) == 3  # a new question
+    assert computed(["And now?"]) == 0
+    samples.write_image(items / "picture1.png", tiny_omni.picture(16, 24, seed=9))
+    assert computed() == 2  # one item's bytes
+    (items / "picture1.png").rename(items / "renamed.png")
+    assert computed() == 0  # the same bytes under another name
+    assert computed(max_new_tokens=5) == 6
+    assert computed(reduction={"image": "uniform(0.5)"}) == 6
+    assert computed(temperature=0.5) == 6
+    assert computed(temperature=0.5, seed=1) == 6
+    assert computed(reduction={"image": "uniform(0.5)"}, batch_size=2) == 0
+    other = tiny_omni.assistant(seed=1)
+    assert computed(assistant=other) == 6
+    assert computed() == 0
+
+
+def test_fingerprints_follow_weights_config_and_settings_not_places(tmp_path, assistant):
+    own = model_fingerprint(assistant)
+    assistant.model.save_pretrained(tmp_path / "copy")
+    assistant.processor.save_pretrained(tmp_path / "copy")
+    assert model_fingerprint(omni.load(tmp_path / "copy")) == own
+
+    changed = tiny_omni.assistant()
+    assert model_fingerprint(changed) == own
+    weight = next(p for n, p in changed.model.named_parameters() if "language_model" in n)
+    weight.data += 1e-3
+    assert model_fingerprint(changed) != own
+    assert model_fingerprint(tiny_omni.assistant(video_pruning_rate=0.5)) != own
+    faster = tiny_omni.assistant()
+    faster.processor = tiny_omni.omni_processor(faster.model.config, fps=2.0)
+    assert model_fingerprint(faster) != own
+
+
+def test_equal_files_are_answered_once_but_their_errors_name_each(tmp_path, assistant, monkeypatch):
+    items = tmp_path / "items"
+    items.mkdir()
+    for name in ("a.png", "b.png"):
+        samples.write_image(items / name, tiny_omni.picture(16, 24))
+        (items / f"bad-{name}").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with counting(assistant, monkeypatch) as asked:
+        found = list(BatchRun(items, "What?", assistant=assistant, **SHORT))
+    assert len(asked) == 1
+    first, second, bad, other = found
+    assert first["answer"] == second["answer"]
+    assert bad["sha256"] == other["sha256"]
+    assert "bad-a.png" in bad["error"]["message"]
+    assert "bad-b.png" in other["error"]["message"]
+
+
+def test_errors_are_kept_until_they_are_to_be_tried_again(tmp_path, assistant):
+    missing = tmp_path / "missing.png"
+    options = {"assistant": assistant, "out": tmp_path / "r.jsonl", **SHORT}
+    [record] = BatchRun([missing], "What?", **options)
+    assert record["error"]["class"] == "MediaNotFoundError"
+    assert record["sha256"] is None
+    run = BatchRun([missing], "What?", **options)
+    assert [*run] == [record]
+    assert run.summary.computed == 0
+    run = BatchRun([missing], "What?", retry_errors=True, **options)
+    assert [*run] == [record]
+    assert run.summary.computed == 1
+
+
+def test_rows_bring_questions_and_columns(folder, assistant):
+    rows = [
+        {"path": folder / "picture0.png", "question": "Own?", "label": "x"},
+        {"path": [folder / "picture0.png", folder / "tone.wav"]},
+        {"label": "y"},
+    ]
+    own, both, bad = BatchRun(rows, "What?", assistant=assistant, **SHORT)
+    assert (own["question"], own["row"]) == ("Own?", {"label": "x"})
+    media = (folder / "picture0.png", folder / "tone.wav")
+    assert both["answer"] == assistant.ask("What?", *media, **SHORT).text
+    assert bad["error"]["class"] == "RequestError"
+
+
+def test_shards_together_are_the_whole(folder, assistant):
+    whole = records(folder, assistant)
+    shards = [records(folder, assistant, shard=f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(map(json.dumps, sum(shards, []))) == sorted(map(json.dumps, whole))
+
+
+def test_pages_and_stretches_of_time_are_asked_about_one_by_one(tmp_path, assistant):
+    samples.write_pdf(tmp_path / "two.pdf", [["one"], ["two"]], size_points=(60, 40))
+    samples.write_wav(tmp_path / "tone.wav", samples.sine(2.5))
+    found = list(BatchRun(tmp_path, "What?", assistant=assistant, per="page", chunk_s=1.0, **SHORT))
+    assert [record["span"] for record in found] == [
+        {"start_s": 0.0, "end_s": 1.0},
+        {"start_s": 1.0, "end_s": 2.0},
+        {"start_s": 2.0, "end_s": 2.5},
+        {"page": 1},
+        {"page": 2},
+    ]
+    assert all(record["error"] is None for record in found)
+
+
+def test_memory_does_not_hold_the_results(tmp_path, assistant):
+    """Per record no more than its key stays: about 200 bytes, where a record is about 600."""
+
+    def peak(count):
+        missing = (tmp_path / f"missing{number}.png" for number in range(count))
+        run = BatchRun(missing, "What?", assistant=assistant, out=tmp_path / f"{count}.jsonl")
+        tracemalloc.start()
+        assert sum(1 for _ in run) == count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(10)
+    assert (peak(2_000) - peak(500)) / 1_500 < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per": "line"}, "per is 'line'; expected 'item' or 'page'"),
+        ({"chunk_s": 0.1}, "A chunk of 0.1 s was asked for"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"shard": "0/4"}, "The shard is '0/4'"),
+        ({"out": "results.xml"}, "written as .jsonl or .parquet"),
+        ({"out": "/nowhere/results.jsonl"}, "there is no folder /nowhere"),
+        ({"reduction": {"image": "nothing(1)"}}, "nothing"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+    ],
+)
+def test_what_would_make_every_record_an_error_is_refused_at_once(
+    folder, assistant, options, message
+):
+    with pytest.raises(RequestError, match=message):
+        BatchRun(folder, "What?", assistant=assistant, **options)
+
+
+def test_parquet_has_the_same_results(folder, assistant, tmp_path):
+    import pyarrow.parquet as pq
+
+    expected = records(folder, assistant, out=tmp_path / "r.parquet")
+    rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert [row["answer"] for row in rows] == [record["answer"] for record in expected]
+    assert [row["prompt_tokens"] is None for row in rows] == [r["tokens"] is None for r in expected]
+    before = (tmp_path / "r.parquet").read_bytes()
+    records(folder, assistant, out=tmp_path / "r.parquet")
+    assert (tmp_path / "r.parquet").read_bytes() == before

@@ -1,0 +1,114 @@
+"""Media from the child process are those of the gateway; its hangs and crashes end there."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from omni.errors import CorruptMediaError, MediaNotFoundError, MediaTimeoutError
+from omni.media import Video, load_media
+from omni.media.isolated import Decoder
+from tests.support import media as samples
+from tests.support.tiny_omni import picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    samples.write_image(folder / "picture.png", picture(40, 60))
+    samples.write_video(
+        folder / "clip.mp4", samples.moving_square(24), fps=12, audio=samples.sine(2.0)
+    )
+    samples.write_wav(folder / "tone.wav", samples.sine(1.5, sampling_rate=8_000), 8_000)
+    samples.write_pdf(folder / "two.pdf", [["one"], ["two"]])
+    (folder / "broken.png").write_bytes((folder / "picture.png").read_bytes()[:100])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder(timeout_s=120) as decoder:
+        yield decoder
+
+
+def both(decoder, path):
+    return decoder.open(str(path)), load_media(str(path))
+
+
+def test_pictures_frames_sound_and_pages_are_those_of_the_gateway(decoder, folder):
+    found, expected = both(decoder, folder / "picture.png")
+    assert found.name == expected.name
+    assert torch.equal(found.pixels, expected.pixels)
+
+    found, expected = both(decoder, folder / "clip.mp4")
+    plan = expected.plan(num_frames=5)
+    assert found.plan(num_frames=5) == plan
+    frames = list(found.frames(plan))
+    assert all(torch.equal(a, b) for a, b in zip(frames, expected.frames(plan), strict=True))
+    assert torch.equal(found.audio().waveform(), expected.audio().waveform())
+
+    found, expected = both(decoder, folder / "tone.wav")
+    assert (found.source_sampling_rate, found.num_source_channels) == (8_000, 1)
+    assert torch.equal(found.waveform(), expected.waveform())
+
+    found, expected = both(decoder, folder / "two.pdf")
+    assert found.num_pages == 2
+    assert found.page_size_points(1) == expected.page_size_points(1)
+    assert torch.equal(found.render(1, dpi=40).pixels, expected.render(1, dpi=40).pixels)
+
+
+def test_two_videos_may_be_read_in_turns_and_left_unfinished(decoder, folder):
+    video, expected = both(decoder, folder / "clip.mp4")
+    plan = expected.plan()
+    first, second = video.frames(plan), video.frames(plan)
+    for frame in list(expected.frames(plan))[:3]:
+        assert torch.equal(next(first), frame)
+        assert torch.equal(next(second), frame)
+    first.close()
+    assert torch.equal(next(second), list(expected.frames(plan))[3])
+
+
+@pytest.mark.parametrize("name", ["broken.png", "missing.png"])
+def test_errors_are_those_of_the_gateway(decoder, folder, name):
+    path = str(folder / name)
+    with pytest.raises((CorruptMediaError, MediaNotFoundError)) as expected:
+        load_media(path)
+    with pytest.raises(type(expected.value)) as found:
+        decoder.open(path)
+    assert str(found.value) == str(expected.value)
+
+
+def test_what_hangs_is_stopped_and_what_crashes_is_an_error_of_that_medium(decoder, folder):
+    path = str(folder / "clip.mp4")
+    video = decoder.open(path)
+    assert isinstance(video, Video)
+    frames = video.frames(video.plan())
+    next(frames)
+    stopped = decoder.process.pid
+    os.kill(stopped, signal.SIGSTOP)  # as a decoder that never comes back
+    decoder.timeout_s = 0.5
+    try:
+        with pytest.raises(
+            MediaTimeoutError, match=r"clip.mp4: its decoder gave nothing for 0.5 s"
+        ):
+            decoder.open(path)
+    finally:
+        decoder.timeout_s = 120
+    assert decoder.open(path).num_frames == 24  # in a new child
+    assert decoder.process.pid != stopped
+    with pytest.raises(CorruptMediaError, match="stopped on account of another file"):
+        next(frames)
+
+    os.kill(decoder.process.pid, signal.SIGSEGV)
+    with pytest.raises(CorruptMediaError, match=r"clip.mp4: its decoder crashed \(SIGSEGV\)"):
+        decoder.open(path)
+
+
+def test_the_child_ends_with_its_parent(folder):
+    decoder = Decoder()
+    decoder.open(str(folder / "picture.png"))
+    child = decoder.process
+    child.stdin.close()  # as the death of this process would
+    assert child.wait(timeout=60) == 0
+    child.stdout.close()
