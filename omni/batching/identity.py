@@ -14,8 +14,10 @@ from omni.generation import GenerationOptions
 from omni.options import MediaOptions
 
 VALUES_PER_TENSOR = 1_024  # read of each weight tensor, evenly spread: any training changes them
-# Facts of where a config came from, not of what the model computes.
-PLACES = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
+# What a config says of where it came from, and what the weights say themselves.
+NOT_COMPUTED = frozenset(
+    {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype"}
+)
 
 
 def model_fingerprint(assistant: Assistant) -> str:
@@ -34,7 +36,7 @@ def model_fingerprint(assistant: Assistant) -> str:
         digest.update(values[::step].to("cpu", torch.float64).numpy().tobytes())
     tokenizer = assistant.processor.tokenizer
     facts = {
-        "config": _without_places(assistant.model.config.to_dict()),
+        "config": _what_is_computed(assistant.model.config.to_dict()),
         "settings": asdict(assistant.processor.settings),
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "template": tokenizer.chat_template,
@@ -73,7 +75,7 @@ def short_hash(parts: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _without_places(value: Any) -> Any:
+def _what_is_computed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_places(v) for k, v in value.items() if k not in PLACES}
+        return {k: _what_is_computed(v) for k, v in value.items() if k not in NOT_COMPUTED}
     return value

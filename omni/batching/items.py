@@ -50,9 +50,7 @@ class Item:
     error: OmniError | None = None
 
 
-def item_of(
-    value: "str | os.PathLike[str] | Mapping[str, Any]", folder: Path | None = None
-) -> Item:
+def item_of(value: Any, folder: Path | None = None) -> Item:
     """Make an item of a path or a row.
 
     Args:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from omni.errors import RequestError
 from omni.media import Audio, Document, Image, Media, Video
 
@@ -51,11 +53,14 @@ def find_spans(media: Media, *, per_page: bool, chunk_s: float | None) -> list[S
         return [Span(page=number) for number in range(1, media.num_pages + 1)]
     if chunk_s is None or not isinstance(media, Audio | Video) or media.duration_s <= chunk_s:
         return [None]
-    starts = [index * chunk_s for index in range(math.ceil(media.duration_s / chunk_s))]
-    return [
-        Span(start_s=start, end_s=round(min(start + chunk_s, media.duration_s), 3))
-        for start in starts
-    ]
+    times = media.info.frame_times_s if isinstance(media, Video) else None
+    whole = media.duration_s if times is None else max(media.duration_s, float(times[-1]) + 1e-3)
+    starts = [index * chunk_s for index in range(math.ceil(whole / chunk_s))]
+    if times is not None:  # a stretch without a frame belongs to the one before
+        first = np.searchsorted(times, [*starts, math.inf])
+        starts = [start for start, a, b in zip(starts, first, first[1:], strict=True) if a < b]
+    ends = [*starts[1:], math.ceil(whole * 1000) / 1000]
+    return [Span(start_s=a, end_s=b) for a, b in zip(starts, ends, strict=True)]
 
 
 def cut(media: Media, span: Span | None) -> Media:

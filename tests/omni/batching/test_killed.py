@@ -1,4 +1,4 @@
-"""The command with the embedded model, killed with -9 again and again: the same bytes in the end."""
+"""The command with the embedded model, killed with -9 again and again: the same bytes at last."""
 
 import json
 import os

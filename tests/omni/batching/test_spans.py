@@ -1,5 +1,8 @@
 """Parts of media: together they are the whole, and each is what it says."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,21 +25,20 @@ def test_chunks_of_a_recording_join_to_the_recording(samples, chunk_s):
     audio = load_media(sine(samples / 16_000), sampling_rate=16_000)
     spans, chunks = parts(audio, chunk_s)
     assert torch.equal(torch.cat([chunk.waveform() for chunk in chunks]), audio.waveform())
-    if len(spans) > 1:
-        ends = [span.end_s for span in spans]
-        assert [span.start_s for span in spans] == pytest.approx([0, *ends[:-1]], abs=1e-3)
+    assert all(a.end_s == b.start_s for a, b in pairwise(spans))
 
 
 @given(st.integers(2, 60), st.sampled_from([4.0, 12.0, 30.0]), st.floats(1, 5))
 def test_chunks_of_a_video_join_to_the_video(count, fps, chunk_s):
-    frames = torch.tensor(moving_square(count, height=16, width=32, size=4))
+    frames = torch.from_numpy(np.stack(moving_square(count, height=16, width=32, size=4)))
     video = load_media(frames, fps=fps)
-    _, chunks = parts(video, chunk_s)
+    spans, chunks = parts(video, chunk_s)
+    assert all(a.end_s == b.start_s for a, b in pairwise(spans))
     found = [frame for chunk in chunks for frame in chunk.frames(chunk.plan())]
     assert torch.equal(torch.stack(found), frames)
     for chunk in chunks:
         assert chunk.info.frame_times_s[0] == 0
-        assert chunk.info.frame_times_s[-1] < chunk.duration_s <= max(chunk_s, count / fps) + 1e-3
+        assert chunk.info.frame_times_s[-1] < chunk.duration_s
 
 
 def test_pages_of_a_document_are_documents_of_one_page(tmp_path):
@@ -64,7 +66,7 @@ def test_spans_survive_being_written():
 def test_parts_without_content_are_refused():
     with pytest.raises(RequestError, match="found no sound from 2 to 3 s"):
         load_media(sine(1.0), sampling_rate=16_000).part(2, 3)
-    video = load_media(torch.tensor(moving_square(2, height=16, width=32, size=4)), fps=0.5)
+    video = load_media(np.stack(moving_square(2, height=16, width=32, size=4)), fps=0.5)
     with pytest.raises(RequestError, match="found no frame from 1 to 2 s"):
         video.part(1, 2)
 
