@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import omni
-from omni.assistant import Assistant, Reply
+from omni.assistant import Assistant
 from omni.batching.identity import model_fingerprint, settings_of, short_hash, task_key
 from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
 from omni.batching.journal import Journal
@@ -31,6 +31,7 @@ from omni.media import Audio, Image, Media
 from omni.media.isolated import Decoder
 from omni.options import MediaOptions
 from omni.reduction import check_reduction
+from omni.reply import Reply
 
 MAX_GROUP_TOKENS = 16_384  # prompts of a group, padded; longer prompts run alone
 HELD_BYTES = 256 * 2**20  # of opened pictures and recordings that wait for their group

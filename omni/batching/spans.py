@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def find_spans(media: Media, *, per_page: bool, chunk_s: float | None) -> list[S
     whole = media.duration_s if times is None else max(media.duration_s, float(times[-1]) + 1e-3)
     starts = [index * chunk_s for index in range(math.ceil(whole / chunk_s))]
     if times is not None:  # a stretch without a frame belongs to the one before
-        first = np.searchsorted(times, [*starts, math.inf])
-        starts = [start for start, a, b in zip(starts, first, first[1:], strict=True) if a < b]
+        edges = pairwise(np.searchsorted(times, [*starts, math.inf]))
+        starts = [start for start, (a, b) in zip(starts, edges, strict=True) if a < b]
     ends = [*starts[1:], math.ceil(whole * 1000) / 1000]
     return [Span(start_s=a, end_s=b) for a, b in zip(starts, ends, strict=True)]
 

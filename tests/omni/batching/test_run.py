@@ -298,7 +298,7 @@ def test_memory_does_not_hold_the_results(tmp_path, assistant):
         return found
 
     peak(10)
-    assert (peak(2_000) - peak(500)) / 1_500 < 300
+    assert (peak(800) - peak(200)) / 600 < 300
 
 
 @pytest.mark.parametrize(
