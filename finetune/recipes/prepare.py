@@ -11,6 +11,7 @@ the media that they name.
 import argparse
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ def conversation(question: str, answer: str, **media: list[str]) -> Row:
 def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
     """Company and address of scanned receipts as a JSON object, split by shop.
 
-    Shops that are held out have not been seen in the training of `omni-tiny` either. The question
+    Shops that are held out have not been seen in the training of `omni-tiny` either; receipts of
+    shops of nearly their names (other branches of a chain) are used on neither side. The question
     comes with the top of the receipt, cut into bands. For training each band is asked about alone
     too, what is written in it: a small model learns to read from that, not from one long answer.
 
@@ -67,24 +69,33 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
     """
     (out / "bands").mkdir(parents=True, exist_ok=True)
     question = "Which company is it, and what is its address? Answer in JSON."
-    for row in _manifest(source):
+    rows = [r for r in _manifest(source) if r["key"].get("company") and r["key"].get("address")]
+    names = {row["key"]["company"] for row in rows}
+    chains = {chain_of(name) for name in names if is_held_out(name)}
+    for row in rows:
         key = row["key"]
-        if not key.get("company") or not key.get("address"):
-            continue
         held_out = is_held_out(key["company"])
-        names = []
+        if not held_out and chain_of(key["company"]) in chains:
+            continue
+        bands = []
         with Image.open(source / row["file"]) as page:
             grey = page.convert("L")
         bottom = round(TOP_SHARE * grey.height)
         for number, top in enumerate(range(0, bottom, BAND_PIXELS - BAND_OVERLAP)):
             name = f"bands/{row['id']}-{number}.png"
             grey.crop((0, top, grey.width, top + BAND_PIXELS)).save(out / name)
-            names.append(name)
+            bands.append(name)
             text = _text_between(row["lines"], top, top + BAND_PIXELS)
             if text and not held_out:
                 yield False, conversation("What is written here?", text, images=[name])
         answer = json.dumps({"company": key["company"], "address": key["address"]})
-        yield held_out, conversation(question, answer, images=names)
+        yield held_out, conversation(question, answer, images=bands)
+
+
+def chain_of(company: str) -> str:
+    """A company's name without what tells branches apart: brackets, legal form, punctuation."""
+    name = re.sub(r"\(.*?\)", "", company.upper())
+    return re.sub(r"\b(SDN|BHD|S/B|PLT|CO|ENTERPRISE)\b|[^A-Z0-9]", "", name)
 
 
 def _text_between(lines: list[Row], top: int, bottom: int) -> str:

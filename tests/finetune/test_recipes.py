@@ -119,6 +119,25 @@ def test_a_shop_is_on_one_side_the_same_as_in_the_training_of_omni_tiny(prepared
             assert row["messages"][0]["content"].count("<image>") == len(row["images"]) == 2
 
 
+def test_branches_of_a_chain_that_is_held_out_are_not_trained_on(sources, tmp_path):
+    rows = [json.loads(r) for r in (sources / "sroie/manifest.jsonl").read_text().splitlines()]
+    held_out = next(
+        n for n in map("MART {}".format, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") if is_held_out(n)
+    )
+    branch = next(
+        n for n in (f"{held_out} ({i}) SDN. BHD." for i in range(99)) if not is_held_out(n)
+    )
+    for row, name in zip(rows, [held_out, branch, "OTHER SHOP"], strict=False):
+        row["key"]["company"] = name
+        row["file"] = str(sources / "sroie" / row["file"])
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows[:3])))
+    prepare("receipts", tmp_path, tmp_path / "out")
+    text = {part: (tmp_path / f"out/{part}.jsonl").read_text() for part in ("train", "test")}
+    assert held_out in text["test"]
+    assert branch not in text["train"] + text["test"]
+    assert "OTHER SHOP" in text["train"]
+
+
 def test_missing_data_say_what_was_expected(tmp_path):
     with pytest.raises(RequestError, match=r"manifest.jsonl: no such file"):
         prepare("words", tmp_path, tmp_path)
