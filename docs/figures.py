@@ -9,6 +9,7 @@ scorer is that of the benchmark, on its puzzles.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "evs(0.7)": ("video", "clip.mp4"),
     "evs(0.7, floor=4)": ("video", "clip.mp4"),
     "temporal_merge(0.7)": ("video", "clip.mp4"),
+    "tome(0.5)|evs(0.5)": ("video", "clip.mp4"),
     "avg_pool(2)": ("image", "ticket.pdf"),
     "merge(0.5)": ("image", "ticket.pdf"),
     "prune_merge(0.5)": ("image", "ticket.pdf"),
@@ -46,7 +48,7 @@ FIGURES: dict[str, tuple[str, str]] = {
 
 def figure_name(spec: str) -> str:
     """File name of a spec's figure."""
-    return spec.replace("(", "-").replace(")", "").replace(", ", "-").replace("=", "") + ".png"
+    return re.sub(r"[(|]|, ", "-", re.sub(r"[)=]", "", spec)) + ".png"
 
 
 def shade(picture: Image.Image, entry: Any, step: Any) -> Image.Image:
