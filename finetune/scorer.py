@@ -172,8 +172,8 @@ def train_scorers(
         report: Called after each step with the steps that are done and the loss.
 
     Raises:
-        RequestError: No conversations, one that cannot be read or is without media of the
-            modalities, or a modality that none of them has.
+        RequestError: No conversations, one that cannot be read or is without an answer or media
+            of the modalities, or a modality that none of them has.
         CheckpointError: The state in `out` is of a run with other settings.
     """
     if not len(conversations):

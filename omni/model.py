@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -20,8 +19,9 @@ from omni.config import OmniConfig
 from omni.encoding import StageTimes, encode_media
 from omni.errors import RequestError
 from omni.fusion import fuse
-from omni.inputs import IGNORE_INDEX, MediaItem, Modality
+from omni.inputs import MediaItem, Modality
 from omni.loading import as_dtype
+from omni.loss import next_token_loss
 from omni.memory import check_memory
 from omni.projector import Projector
 from omni.tensors import media_from_tensors
@@ -498,26 +498,3 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         names = ("media", "segment_ids", *MEDIA_TENSORS)
         media = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         return {"input_ids": input_ids, "logits_to_keep": 1, **kept, **media}
-
-
-def next_token_loss(
-    logits: Float[Tensor, "batch seq vocab"],
-    labels: Int[Tensor, "batch seq"],
-    num_items_in_batch: Tensor | int | None = None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of each label given everything before it, in float32.
-
-    Args:
-        logits: Scores at every position.
-        labels: Targets at their own positions; -100 is ignored.
-        num_items_in_batch: Divisor of the sum; the number of targets if None.
-
-    Returns:
-        The loss; zero (with a gradient path) when nothing is labelled.
-    """
-    targets = labels[:, 1:].to(logits.device)
-    kept = targets != IGNORE_INDEX
-    scores = logits[:, :-1][kept].float()  # (targets, vocab)
-    total = F.cross_entropy(scores, targets[kept], reduction="sum")
-    count = kept.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return total / count

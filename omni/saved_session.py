@@ -4,11 +4,10 @@ The header says which model the state belongs to, since the states of another wo
 complaint and answer nonsense.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from omni.errors import RequestError, SessionError
-from omni.model import OmniModel
-from omni.processor import CHAT_TEMPLATE, OmniProcessor
 
 FORMAT, VERSION = "omni-session", 1
-# Values of each weight that tell one model from another: all of a small one, and of a large one
-# enough that any training changes them, without reading 60 GB.
-SAMPLED_VALUES = 4096
-# Entries of a config that say how it was loaded and not what the model computes.
-VOLATILE = frozenset(
-    {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +27,7 @@ class SavedSession:
 
     Attributes:
         model: Name of the model that it was made with.
-        identity: Digests of that model's parts; see `model_identity`.
+        identity: Digests of that model's parts; see `omni.identity`.
         state: What the session keeps besides tensors, as JSON types.
         tensors: The decoder's state.
     """
@@ -46,28 +36,6 @@ class SavedSession:
     identity: dict[str, str]
     state: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def model_identity(model: OmniModel, processor: OmniProcessor) -> dict[str, str]:
-    """Digests of what an answer depends on: config, weights, tokenizer, template, settings.
-
-    Of every weight its name, shape, number format and up to `SAMPLED_VALUES` evenly spread values
-    count; of one that is offloaded to disk, all but the values.
-    """
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.numel() and not tensor.is_meta:
-            step = -(-tensor.numel() // SAMPLED_VALUES)
-            sample = tensor.detach().flatten()[::step].cpu().contiguous()
-            weights.update(sample.view(torch.uint8).numpy().tobytes())
-    return {
-        "weights": weights.hexdigest(),
-        "config": _digest(_lasting(model.config.to_dict())),
-        "tokenizer": _digest(processor.tokenizer.get_vocab()),
-        "chat template": _digest(processor.tokenizer.chat_template or CHAT_TEMPLATE.read_text()),
-        "settings": _digest(asdict(processor.settings)),
-    }
 
 
 def check_identity(
@@ -148,15 +116,3 @@ def read_session(path: str | Path, device: torch.device) -> SavedSession:
             f"{path} is not a complete session file ({error}). Save it again, or open the media "
             "again."
         ) from error
-
-
-def _digest(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _lasting(values: Any) -> Any:
-    """A config without its volatile entries, at every depth."""
-    if isinstance(values, dict):
-        return {k: _lasting(v) for k, v in values.items() if k not in VOLATILE}
-    return [_lasting(v) for v in values] if isinstance(values, list | tuple) else values

@@ -21,11 +21,12 @@ from omni.errors import RequestError, SessionError
 from omni.evidence import MediaEvidence, make_evidence
 from omni.footprint import Runtime
 from omni.generation import GenerationOptions, prefill
+from omni.identity import model_identity
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.options import MediaOptions, take
 from omni.prompt import MARKER, flatten_messages
 from omni.reply import Reply
-from omni.saved_session import check_identity, model_identity, read_session, write_session
+from omni.saved_session import check_identity, read_session, write_session
 from omni.session_stream import Answerer, Opened, SessionStream, with_system
 
 QUESTION_TOKENS = 128  # left for a question, and for what follows it, when media are made to fit

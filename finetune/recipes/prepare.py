@@ -30,6 +30,7 @@ TEST_SHARE = 0.15
 # Company and address stand in the top third of a receipt (99 % of SROIE's); a band of it has the
 # letters at their own size, where a whole page would be shrunk beyond reading by a small tower.
 TOP_SHARE, BAND_PIXELS, BAND_OVERLAP = 0.36, 72, 8
+LEAST_CHAIN = 5  # letters of a name that tell a chain
 NUM_CLIPS = {"train": 400, "test": 100}
 CLIP_FPS = 4
 
@@ -59,9 +60,9 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
     """Company and address of scanned receipts as a JSON object, split by shop.
 
     Shops that are held out have not been seen in the training of `omni-tiny` either; receipts of
-    shops of nearly their names (other branches of a chain) are used on neither side. The question
-    comes with the top of the receipt, cut into bands. For training each band is asked about alone
-    too, what is written in it: a small model learns to read from that, not from one long answer.
+    their chain or address are used on neither side. The question comes with the top of the receipt,
+    cut into bands. For training each band is asked about alone too, what is written in it: a small
+    model learns to read from that, not from one long answer.
 
     Args:
         source: Folder with SROIE's `manifest.jsonl` and images.
@@ -70,12 +71,11 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
     (out / "bands").mkdir(parents=True, exist_ok=True)
     question = "Which company is it, and what is its address? Answer in JSON."
     rows = [r for r in _manifest(source) if r["key"].get("company") and r["key"].get("address")]
-    names = {row["key"]["company"] for row in rows}
-    chains = {chain_of(name) for name in names if is_held_out(name)}
+    test_keys = [row["key"] for row in rows if is_held_out(row["key"]["company"])]
     for row in rows:
         key = row["key"]
         held_out = is_held_out(key["company"])
-        if not held_out and chain_of(key["company"]) in chains:
+        if not held_out and any(are_related(key, other) for other in test_keys):
             continue
         bands = []
         with Image.open(source / row["file"]) as page:
@@ -92,10 +92,24 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
         yield held_out, conversation(question, answer, images=bands)
 
 
-def chain_of(company: str) -> str:
-    """A company's name without what tells branches apart: brackets, legal form, punctuation."""
-    name = re.sub(r"\(.*?\)", "", company.upper())
-    return re.sub(r"\b(SDN|BHD|S/B|PLT|CO|ENTERPRISE)\b|[^A-Z0-9]", "", name)
+def are_related(one: Row, other: Row) -> bool:
+    """Whether two receipts are of one chain, or of one address.
+
+    Names are compared without what tells branches apart (brackets, legal form, punctuation), and
+    one may go on where the other ends.
+    """
+    names = sorted((_chain_of(one["company"]), _chain_of(other["company"])), key=len)
+    is_chain = len(names[0]) >= LEAST_CHAIN and names[1].startswith(names[0])
+    return is_chain or _plain(one["address"]) == _plain(other["address"])
+
+
+def _chain_of(company: str) -> str:
+    name = re.sub(r"\(.*?\)|\bS/B\b", "", company.upper())
+    return _plain(re.sub(r"\b(SDN|BHD|PLT|CO|ENTERPRISE)\b", "", name))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "", text.upper())
 
 
 def _text_between(lines: list[Row], top: int, bottom: int) -> str:

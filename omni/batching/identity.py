@@ -1,4 +1,4 @@
-"""What makes two answers the same answer: names of models and of tasks by their content."""
+"""What makes two answers the same answer: names of tasks by their content."""
 
 import hashlib
 import json
@@ -6,43 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from omni.assistant import Assistant
 from omni.batching.spans import Span
 from omni.generation import GenerationOptions
 from omni.options import MediaOptions
-
-VALUES_PER_TENSOR = 1_024  # read of each weight tensor, evenly spread: any training changes them
-# What a config says of where it came from, and what the weights say themselves.
-NOT_COMPUTED = frozenset(
-    {"_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype"}
-)
-
-
-def model_fingerprint(assistant: Assistant) -> str:
-    """A short name of everything in an assistant that shapes its answers.
-
-    It covers weights (1,024 values of every tensor, adapters included), config, tokenizer, chat
-    template and processor settings; not the device, and not where the checkpoint lies.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(assistant.model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.is_meta or not tensor.numel():  # offloaded to disk
-            continue
-        values = tensor.detach().reshape(-1)
-        step = max(len(values) // VALUES_PER_TENSOR, 1)
-        digest.update(values[::step].to("cpu", torch.float64).numpy().tobytes())
-    tokenizer = assistant.processor.tokenizer
-    facts = {
-        "config": _what_is_computed(assistant.model.config.to_dict()),
-        "settings": asdict(assistant.processor.settings),
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
-        "template": tokenizer.chat_template,
-    }
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
 
 
 def settings_of(media: MediaOptions, generation: GenerationOptions) -> dict[str, Any]:
@@ -73,9 +39,3 @@ def short_hash(parts: Sequence[Any]) -> str:
     """32 hexadecimal digits for any JSON values."""
     text = json.dumps(list(parts), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _what_is_computed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _what_is_computed(v) for k, v in value.items() if k not in NOT_COMPUTED}
-    return value

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import omni
 from omni.assistant import Assistant
-from omni.batching.identity import model_fingerprint, settings_of, short_hash, task_key
+from omni.batching.identity import settings_of, short_hash, task_key
 from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.output import Writer, as_line, open_writer, sidecar
@@ -26,7 +26,8 @@ from omni.batching.spans import Span, check_chunk, cut, find_spans
 from omni.batching.summary import Summary
 from omni.errors import RequestError
 from omni.generation import GenerationOptions
-from omni.inputs import OmniInputs
+from omni.identity import fingerprint
+from omni.inputs import Modality, OmniInputs
 from omni.media import Audio, Image, Media
 from omni.media.isolated import Decoder
 from omni.options import MediaOptions
@@ -120,7 +121,8 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.batch_size = batch_size
         if generation.temperature > 0 or media.max_memory is not None:
             self.batch_size = 1
-        self.model = {"name": assistant.name, "fingerprint": model_fingerprint(assistant)}
+        own = fingerprint(assistant.model, assistant.processor)
+        self.model = {"name": assistant.name, "fingerprint": own}
         self.settings = settings_of(media, generation)
         self.settings |= {name: options.get(name) for name in ("thinking", "tools")}
         self.facts = {
@@ -376,8 +378,10 @@ def _check_options(
 ) -> tuple[MediaOptions, GenerationOptions]:
     """Refuse what would make every record an error, before anything runs."""
     media, generation = assistant.read_options(options)
-    for modality, spec in media.reduction.items():
-        check_reduction(spec, modality, assistant.model.config)  # type: ignore[arg-type]
+    modalities: tuple[Modality, ...] = ("image", "video", "audio")
+    for modality in modalities:
+        if modality in media.reduction:
+            check_reduction(media.reduction[modality], modality, assistant.model.config)
     for question in questions:
         if not question.strip():
             raise RequestError("A question is empty; expected text.")

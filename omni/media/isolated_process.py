@@ -81,7 +81,9 @@ class Server:
 
     def track(self, path: str) -> dict[str, Any]:
         """The sound track of a video that has one."""
-        audio = self._media(path).audio()  # type: ignore[union-attr]
+        video = self._media(path)
+        assert isinstance(video, Video)
+        audio = video.audio()
         assert audio is not None
         return self._sound(audio)
 

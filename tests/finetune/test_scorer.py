@@ -236,6 +236,7 @@ def test_settings_outside_their_range_are_refused(changes: dict[str, Any], messa
     [
         ([], "at least one conversation to train on, found none"),
         ([conversation(0, "audio")], "has media of audio; expected at least one of image"),
+        ([conversation(0)[:1], conversation(1)], "at least one assistant message"),
     ],
 )
 def test_conversations_that_teach_nothing_are_refused(

@@ -5,7 +5,8 @@ from omni import memory
 from omni.errors import CheckpointError, NotEnoughMemoryError, RequestError
 from omni.generation import GenerationOptions, Vocabulary, collect, generate, prefill
 from omni.inputs import collate, pack
-from omni.model import OmniModel, next_token_loss
+from omni.loss import next_token_loss
+from omni.model import OmniModel
 from tests.support import tiny_omni
 
 LLAMA = {

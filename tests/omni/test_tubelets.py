@@ -40,7 +40,7 @@ def question(num_frames: int) -> list[dict[str, Any]]:
     st.integers(1, 13),
     st.sampled_from(["identity", "evs(0.5)", "keyframes(0.5)|tome(0.3)|evs(0.5, floor=2)"]),
 )
-def test_planned_is_used_and_every_frame_is_told_of(
+def test_planned_is_used_and_steps_are_tubelets(
     frames: int, num_frames: int, reduction: str
 ) -> None:
     one = assistant(frames)

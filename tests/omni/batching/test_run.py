@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 import omni
+from omni import identity
 from omni.assistant import Assistant
 from omni.batching import BatchRun
 from omni.batching import run as run_module
-from omni.batching.identity import model_fingerprint
 from omni.errors import CorruptMediaError, RequestError
 from omni.media import load_media
 from tests.support import media as samples
@@ -203,21 +203,25 @@ def test_changing_a_part_of_the_identity_recomputes_just_that(tmp_path, assistan
     assert computed() == 0
 
 
+def named(one):
+    return identity.fingerprint(one.model, one.processor)
+
+
 def test_fingerprints_follow_weights_config_and_settings_not_places(tmp_path, assistant):
-    own = model_fingerprint(assistant)
+    own = named(assistant)
     assistant.model.save_pretrained(tmp_path / "copy")
     assistant.processor.save_pretrained(tmp_path / "copy")
-    assert model_fingerprint(omni.load(tmp_path / "copy")) == own
+    assert named(omni.load(tmp_path / "copy")) == own
 
     changed = tiny_omni.assistant()
-    assert model_fingerprint(changed) == own
+    assert named(changed) == own
     weight = next(p for n, p in changed.model.named_parameters() if "language_model" in n)
     weight.data += 1e-3
-    assert model_fingerprint(changed) != own
-    assert model_fingerprint(tiny_omni.assistant(video_pruning_rate=0.5)) != own
+    assert named(changed) != own
+    assert named(tiny_omni.assistant(video_pruning_rate=0.5)) != own
     faster = tiny_omni.assistant()
     faster.processor = tiny_omni.omni_processor(faster.model.config, fps=2.0)
-    assert model_fingerprint(faster) != own
+    assert named(faster) != own
 
 
 def test_equal_files_are_answered_once_but_their_errors_name_each(tmp_path, assistant, monkeypatch):
