@@ -1,1 +1,1 @@
-"""The web demo; it may import `omni` and alone imports gradio. Not written yet."""
+"""The web demo: draws and wires; alone imports gradio. What it shows is computed in `omni`."""

@@ -1,0 +1,178 @@
+"""The models that may answer: which there are, which are loaded, and one at a time running."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import omni
+from demo.model_card import limits, summary
+from omni.adapters import PEFT_FILE
+from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH, Assistant
+from omni.checkpoint import resolve_checkpoint
+from omni.errors import CheckpointError
+
+MAX_LOADED = 2  # the one that answers and one more; each is a whole set of weights in memory
+NO_ADAPTER = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which model answers.
+
+    Attributes:
+        model: A name that `Models.model_names` lists, or a hub id where the network is allowed.
+        adapter: A name that `Models.adapter_names` lists, or `NO_ADAPTER`.
+    """
+
+    model: str
+    adapter: str = NO_ADAPTER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model that can answer.
+
+    Attributes:
+        assistant: Model and processor.
+        directory: The checkpoint's folder.
+    """
+
+    assistant: Assistant
+    directory: Path
+
+    @property
+    def title(self) -> str:
+        """One line: which model this is, and how large."""
+        count = sum(parameter.numel() for parameter in self.assistant.model.parameters())
+        device = self.assistant.model.device
+        return f"{self.assistant.name} · {count / 1e6:,.1f} million parameters · on {device}"
+
+    @property
+    def summary(self) -> str:
+        """What its model card says first."""
+        return summary(self.directory)
+
+    @property
+    def limits(self) -> str:
+        """What its model card says it can and cannot do, as Markdown."""
+        return limits(self.directory)
+
+
+class Models:
+    """Models by name; loads them when they are first asked for, and keeps the last two.
+
+    Only what was named when the program started can be loaded: the embedded model, ``model``,
+    ``adapter``, checkpoints and adapters below ``folders``; with ``allow_network`` also hub ids.
+
+    Args:
+        model: Directory or hub id that answers unless a visitor chooses; None is the embedded one.
+        adapter: Folder of an adapter for it.
+        folders: Folders whose subfolders visitors may choose from.
+        allow_network: Whether visitors may name hub ids.
+        options: What every model is loaded with, as `omni.load` takes it: ``device``, ``limits``,
+            ``allowed_roots``, ``allow_network``.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        adapter: str | None = None,
+        *,
+        folders: Sequence[Path] = (),
+        allow_network: bool = False,
+        **options: Any,
+    ) -> None:
+        self.allow_network = allow_network
+        self.options = {**options, "allow_network": allow_network}
+        self.turn = threading.Lock()  # held while a model runs: they share processor and memory
+        self._lock = threading.Lock()  # held while one is loaded, which takes long
+        self._loaded: OrderedDict[Choice, Loaded] = OrderedDict()
+        self._sources: dict[str, str | None] = {EMBEDDED_MODEL: None}
+        self._adapters: dict[str, str] = {}
+        for folder in folders:
+            self._sources |= {p.parent.name: str(p.parent) for p in _find(folder, "config.json")}
+            self._adapters |= {p.parent.name: str(p.parent) for p in _find(folder, PEFT_FILE)}
+        first = EMBEDDED_MODEL
+        if model is not None and model != EMBEDDED_MODEL:
+            first = Path(model).name if Path(model).is_dir() else model
+            self._sources[first] = model
+        if adapter is not None:
+            self._adapters[Path(adapter).name] = adapter
+        self.default = Choice(model=first, adapter=Path(adapter).name if adapter else NO_ADAPTER)
+
+    @property
+    def model_names(self) -> list[str]:
+        """What may be chosen, the default first."""
+        return sorted(self._sources, key=lambda name: (name != self.default.model, name))
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Adapters that may be chosen; the first is none."""
+        return [NO_ADAPTER, *sorted(self._adapters)]
+
+    def get(self, choice: Choice | None = None) -> Loaded:
+        """A model that can answer, loaded if it is not yet.
+
+        Args:
+            choice: Which; None is the default.
+
+        Raises:
+            CheckpointError: It may not be chosen, or is no checkpoint.
+            NotEnoughMemoryError: It does not fit.
+        """
+        choice = choice or self.default
+        with self._lock:
+            if choice not in self._loaded:
+                loaded = self._load(choice)
+                while len(self._loaded) >= MAX_LOADED:
+                    self._loaded.popitem(last=False)
+                self._loaded[choice] = loaded
+            self._loaded.move_to_end(choice)
+            return self._loaded[choice]
+
+    def _load(self, choice: Choice) -> Loaded:
+        if choice.model not in self._sources and not self.allow_network:
+            raise CheckpointError(
+                f"{choice.model!r} is not among the models of this demo: "
+                f"{', '.join(self.model_names)}. Choose one of them; other directories and hub ids "
+                "are named when the demo is started (--models, --allow-network)."
+            )
+        if choice.adapter != NO_ADAPTER and choice.adapter not in self._adapters:
+            raise CheckpointError(
+                f"{choice.adapter!r} is not among the adapters of this demo: "
+                f"{', '.join(self.adapter_names)}."
+            )
+        source = self._sources.get(choice.model, choice.model)
+        if choice.model not in self._sources and Path(choice.model).exists():
+            raise CheckpointError(
+                f"{choice.model!r} is a path; only directories that were named when the demo was "
+                "started can be chosen. Give a hub id of the form owner/name."
+            )
+        assistant = omni.load(
+            source or EMBEDDED_MODEL, adapter=self._adapters.get(choice.adapter), **self.options
+        )
+        directory = EMBEDDED_PATH if source is None else resolve_checkpoint(source)
+        return Loaded(assistant=assistant, directory=directory)
+
+    def run(self, pieces: Iterator[str]) -> Iterator[str]:
+        """Take the pieces of an answer; the model runs for one thread at a time.
+
+        Args:
+            pieces: A stream of `omni`, which runs the model as pieces are taken.
+        """
+        while True:
+            with self.turn:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def _find(folder: Path, name: str) -> list[Path]:
+    """Files of a name in a folder and its subfolders."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a directory; name one that holds checkpoints.")
+    return sorted([*folder.glob(name), *folder.glob(f"*/{name}")])
