@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omni.encoding import StageTimes, source_layout
 from omni.evidence import make_evidence
 from omni.footprint import Runtime
 from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
-from omni.inputs import OmniInputs, collate
+from omni.inputs import OmniInputs
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.model import OmniModel
 from omni.options import MediaOptions, take
@@ -24,6 +25,7 @@ from omni.prompt import Message
 from omni.reply import Reply
 from omni.report import Request
 from omni.session import Session, open_session
+from omni.shared_prompts import prefill_lots
 from omni.text_reader import TextReader
 
 EMBEDDED_MODEL = "omni-tiny"
@@ -236,13 +238,33 @@ class Assistant:
         Returns:
             Replies without evidence, in order. The seconds of their ledgers are the batch's.
         """
+        return self.reply_lots([[prompt] for prompt in prompts], **options)
+
+    def reply_lots(
+        self, lots: Sequence[Sequence[OmniInputs]], *, rows: int = 0, **options: Any
+    ) -> list[Reply]:
+        """Answer several questions about each of several lots of media, which are read once.
+
+        Args:
+            lots: Prompts from `prepare`, with the same options. Those of a lot are about the same
+                opened media, and each pair satisfies `omni.shared_prompts.shares_media`.
+            rows: Answers made at a time; 0 is all. With sampling the r-th of them uses
+                ``seed + r``.
+            options: As in `chat`.
+
+        Returns:
+            Replies as those of `reply_batch`, lot by lot.
+        """
         _, generation = self.read_options(options)
+        if not self.model.is_hybrid:  # whose cache's rows cannot go on from one reading
+            lots = [[prompt] for lot in lots for prompt in lot]
         begin = time.perf_counter()
         marks: dict[str, float] = {}
-        readers = self._read_answers(prompts, generation, bool(options.get("thinking")), marks)
+        thinking = bool(options.get("thinking"))
+        readers = self._read_answers(lots, generation, thinking, marks, rows)
         marks["total"] = time.perf_counter() - begin
         replies = []
-        for inputs, reader in zip(prompts, readers, strict=True):
+        for inputs, reader in zip(chain.from_iterable(lots), readers, strict=True):
             ledger = self._ledger(inputs, reader.num_tokens)
             ledger.seconds = {name: round(seconds, 4) for name, seconds in marks.items()}
             replies.append(Reply(text=reader.text, reasoning=reader.reasoning, ledger=ledger))
@@ -251,24 +273,35 @@ class Assistant:
     def _answers(
         self, prompts: Sequence[OmniInputs], generation: GenerationOptions, thinking: bool
     ) -> list[str]:
-        return [reader.text for reader in self._read_answers(prompts, generation, thinking, {})]
+        readers = self._read_answers([[prompt] for prompt in prompts], generation, thinking, {})
+        return [reader.text for reader in readers]
 
     def _read_answers(
         self,
-        prompts: Sequence[OmniInputs],
+        lots: Sequence[Sequence[OmniInputs]],
         generation: GenerationOptions,
         thinking: bool,
         marks: dict[str, float],
+        rows: int = 0,
     ) -> list[TextReader]:
-        batch = collate(prompts, pad_token_id=self.processor.ids.pad, padding_side="left")
-        readers = [TextReader(self.processor, thinking) for _ in prompts]
+        readers: list[TextReader] = []
         begin = time.perf_counter()
-        prompt = prefill(self.model, batch, answer_tokens=generation.max_new_tokens)
-        marks["prefill"] = time.perf_counter() - begin
-        for step in generate(self.model, prompt, generation, self.vocabulary):
-            for row, token in step:
-                readers[row].add(token)
-        return [reader.finish() for reader in readers]
+        marks["prefill"] = 0.0
+        for part in prefill_lots(
+            self.model,
+            lots,
+            pad_token_id=self.processor.ids.pad,
+            answer_tokens=generation.max_new_tokens,
+            rows=rows,
+        ):
+            marks["prefill"] += time.perf_counter() - begin
+            own = [TextReader(self.processor, thinking) for _ in part.logits]
+            for step in generate(self.model, part, generation, self.vocabulary):
+                for row, token in step:
+                    own[row].add(token)
+            readers += [reader.finish() for reader in own]
+            begin = time.perf_counter()
+        return readers
 
     # ---------------------------------------------------------------- parts
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from omni.backbone.cache import HybridCache
@@ -146,33 +146,44 @@ def prefill(
 def continue_prompt(
     model: Any,
     cache: HybridCache,
-    input_ids: Int[Tensor, "1 seq"],
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Bool[Tensor, "batch past_and_seq"] | None = None,
     *,
     chunk: int = PREFILL_CHUNK,
 ) -> Prefilled:
-    """Read more text of a prompt of one row, of which a cache holds the beginning.
+    """Read more text of prompts, of which a cache holds the beginnings.
 
     Args:
-        model: The ``OmniModel`` that read the beginning.
+        model: The ``OmniModel`` that read the beginnings.
         cache: Moves on with what is read.
-        input_ids: The ids that follow, without media.
+        input_ids: The ids that follow, without media, padded on the left.
+        attention_mask: Which positions are real, those in the cache included; None: all.
         chunk: Positions run at a time; the result does not depend on it.
 
     Returns:
         Scores of the first new token, and the cache.
     """
     embeddings = model.get_input_embeddings()(input_ids.to(model.device))
-    length = cache.get_seq_length() + input_ids.shape[1]
-    logits, _ = _read(model, deque(embeddings.split(chunk, dim=1)), None, cache)
-    mask = torch.ones((1, length), dtype=torch.bool, device=logits.device)
-    return Prefilled(logits=logits, cache=cache, attention_mask=mask)
+    past = cache.get_seq_length()
+    mask = attention_mask
+    if mask is None:
+        mask = torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.bool)
+    padded = None if bool(mask.all()) else mask
+    logits, _ = _read(model, deque(embeddings.split(chunk, dim=1)), padded, cache, past)
+    return Prefilled(logits=logits, cache=cache, attention_mask=mask.to(logits.device))
 
 
 def _read(
-    model: Any, pieces: deque[Tensor], mask: Tensor | None, cache: Any
+    model: Any, pieces: deque[Tensor], mask: Tensor | None, cache: Any, read: int = 0
 ) -> tuple[Float[Tensor, "batch vocab"], Any]:
-    """Run embeddings piece by piece, freeing each; the scores after the last, and the cache."""
-    logits, read = pieces[0].new_empty(0, 0), 0
+    """Run embeddings piece by piece behind the `read` positions that the cache has.
+
+    Each piece is freed once it is read.
+
+    Returns:
+        The scores after the last, and the cache.
+    """
+    logits = pieces[0].new_empty(0, 0)
     while pieces:
         if len(pieces) % CHUNKS_PER_RELEASE == 0:
             release_heap()

@@ -2,7 +2,8 @@
 
 1. Take the next few tasks: item, span, question. What the journal has is done.
 2. Open their media in the decoder process and build their prompts; lengths are known now.
-3. Answer them in groups of similar length; a group that fails is answered one by one.
+3. Answer them in groups of similar length. Media of several questions are encoded and read once. A
+   group that fails is answered part by part.
 4. Write each result to the journal when it is there, and yield the records in order.
 
 The final file is a function of items, questions and journal, so it does not matter how often a run
@@ -11,8 +12,8 @@ was stopped, nor which prompts shared a batch: an answer at temperature 0 does n
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,39 +22,23 @@ from omni.assistant import Assistant
 from omni.batching.identity import settings_of, short_hash, task_key
 from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
 from omni.batching.journal import Journal
+from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.output import Writer, as_line, open_writer, sidecar
 from omni.batching.spans import Span, check_chunk, cut, find_spans
 from omni.batching.summary import Summary
-from omni.errors import RequestError
+from omni.errors import MediaError, RequestError
 from omni.generation import GenerationOptions
 from omni.identity import fingerprint
-from omni.inputs import Modality, OmniInputs
+from omni.inputs import Modality
 from omni.media import Audio, Image, Media
 from omni.media.isolated import Decoder
 from omni.options import MediaOptions
 from omni.reduction import check_reduction
 from omni.reply import Reply
 
-MAX_GROUP_TOKENS = 16_384  # prompts of a group, padded; longer prompts run alone
 HELD_BYTES = 256 * 2**20  # of opened pictures and recordings that wait for their group
-GROUPS_AHEAD = 4  # groups' worth of tasks that are sorted by length together
-
-
-@dataclass(slots=True, kw_only=True)
-class Task:
-    """One question about one item or a part of it."""
-
-    item: Item
-    sha256: str | None
-    span: Span | None
-    question: str
-    key: str
-    """Of its result in the journal."""
-    error_key: str
-    """Of its error: errors name the file, so equal files do not share them."""
-    inputs: OmniInputs | None = None
-    held_bytes: int = 0
-    open_s: float = 0.0
+MAX_WINDOW_TASKS = 128  # after which records are written even if nothing had to be answered
+GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together
 
 
 class BatchRun(Iterator[dict[str, Any]]):
@@ -74,8 +59,9 @@ class BatchRun(Iterator[dict[str, Any]]):
             (``NAME.timings.jsonl``). None writes no file.
         per: ``item``, or ``page`` to ask about each page of a document.
         chunk_s: Ask about each so many seconds of recordings and videos.
-        batch_size: Prompts answered together, if they are alike in length. With sampling or
-            ``max_memory`` it is 1, since those depend on what shares a batch.
+        batch_size: Media whose questions are answered together, if they are alike in length. With
+            sampling or ``max_memory`` each answer is made alone, since those depend on what shares
+            a batch.
         timeout_s: Longest silence of a decoder, in seconds, after which it is stopped.
         shard: ``i/n``: only every n-th item, by its name.
         retry_errors: Try again what the journal knows as failed.
@@ -118,9 +104,9 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
         self.options = options
         media, generation = _check_options(assistant, self.questions, options)
-        self.batch_size = batch_size
+        self.batch_size, self.rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
-            self.batch_size = 1
+            self.batch_size = self.rows = 1
         own = fingerprint(assistant.model, assistant.processor)
         self.model = {"name": assistant.name, "fingerprint": own}
         self.settings = settings_of(media, generation)
@@ -184,7 +170,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         item: Item | None = None
         try:
             for window in self._windows():
-                for group in self._groups(window):
+                for group in find_groups(window, self.batch_size):
                     self._answer(group)
                 for task in window:
                     record = self._record(task)
@@ -204,18 +190,19 @@ class BatchRun(Iterator[dict[str, Any]]):
     # ---------------------------------------------------------------- 1. tasks
 
     def _windows(self) -> Iterator[list[Task]]:
-        """Tasks in order, in lots whose opened media are little enough to hold."""
+        """Tasks in order, in windows whose opened media are little enough to hold."""
         window: list[Task] = []
         held, waiting = 0, 0
         seen: set[str] = set()
-        for task in self._tasks():
-            window.append(task)
-            if self._find(task) is None and task.key not in seen:
-                self._prepare(task)
-                seen.add(task.key)
-                held, waiting = held + task.held_bytes, waiting + 1
-            full = self.batch_size if self.batch_size == 1 else GROUPS_AHEAD * self.batch_size
-            if waiting >= full or held > HELD_BYTES or len(window) >= 4 * full:
+        full = self.batch_size if self.batch_size == 1 else GROUPS_AHEAD * self.batch_size
+        for _, tasks in groupby(self._tasks(), key=lambda task: (id(task.item), task.span)):
+            lot = Lot(tasks)
+            new = [task for task in lot if self._find(task) is None and task.key not in seen]
+            if new:
+                held, waiting = held + self._prepare(new), waiting + 1
+                seen.update(task.key for task in new)
+            window += lot
+            if waiting >= full or held > HELD_BYTES or len(window) >= MAX_WINDOW_TASKS:
                 yield window
                 window, held, waiting, seen = [], 0, 0, set()
         if window:
@@ -283,45 +270,51 @@ class BatchRun(Iterator[dict[str, Any]]):
 
     # ---------------------------------------------------------------- 2. prompts
 
-    def _prepare(self, task: Task) -> None:
-        """Open the media and build the prompt; an error is the task's result."""
+    def _prepare(self, tasks: Sequence[Task]) -> int:
+        """Open media and build the prompts of all questions about them; errors are results.
+
+        Returns:
+            Bytes that the opened media hold.
+        """
         begin = time.perf_counter()
         try:
-            media = [cut(self.decoder.open(path), task.span) for path in task.item.paths]
-            content = [{"type": "media", "media": medium} for medium in media]
-            content.append({"type": "text", "text": task.question})
-            turn = {"role": "user", "content": content}
-            task.inputs = self.assistant.prepare([turn], **self.options)
-            task.held_bytes = sum(map(_held_bytes, media))
+            media = [cut(self.decoder.open(path), tasks[0].span) for path in tasks[0].item.paths]
         except Exception as error:
-            self._fail(task, error)
-        task.open_s = time.perf_counter() - begin
+            for task in tasks:
+                self._fail(task, error)
+            return 0
+        for task in tasks:
+            try:
+                content = [{"type": "media", "media": medium} for medium in media]
+                content.append({"type": "text", "text": task.question})
+                turn = {"role": "user", "content": content}
+                task.inputs = self.assistant.prepare([turn], **self.options)
+            except Exception as error:
+                self._fail(task, error)
+            task.open_s, begin = time.perf_counter() - begin, time.perf_counter()
+        return sum(map(_held_bytes, media))
 
     # ---------------------------------------------------------------- 3. answers
 
-    def _groups(self, window: Sequence[Task]) -> Iterator[list[Task]]:
-        """Tasks of similar length, longest first, while padded they stay within the bound."""
-        waiting = [task for task in window if task.inputs is not None]
-        waiting.sort(key=_length, reverse=True)
-        while waiting:
-            rows = min(self.batch_size, max(MAX_GROUP_TOKENS // _length(waiting[0]), 1))
-            yield waiting[:rows]
-            waiting = waiting[rows:]
-
-    def _answer(self, group: Sequence[Task]) -> None:
+    def _answer(self, group: Sequence[Lot]) -> None:
         try:
-            prompts = [task.inputs for task in group if task.inputs is not None]
-            replies = self.assistant.reply_batch(prompts, **self.options)
+            prompts = [[task.inputs for task in lot if task.inputs is not None] for lot in group]
+            replies = self.assistant.reply_lots(prompts, rows=self.rows, **self.options)
         except Exception as error:
-            if len(group) == 1:
-                self._fail(group[0], error)
-                return
-            for task in group:  # one of them is to blame: alone, the others get their answers
-                self._answer([task])
+            if len(group) > 1:  # one of them is to blame: alone, the others get their answers
+                for lot in group:
+                    self._answer([lot])
+            elif len(group[0]) > 1 and not isinstance(error, MediaError):
+                for task in group[0]:
+                    self._answer([Lot([task])])
+            else:
+                for task in group[0]:
+                    self._fail(task, error)
             return
-        for task, reply in zip(group, replies, strict=True):
+        tasks = [task for lot in group for task in lot]
+        for task, reply in zip(tasks, replies, strict=True):
             self.journal.add(task.key, {**_result(reply), **self.facts})
-            self._note_times(task, reply, len(group))
+            self._note_times(task, reply, len(tasks))
             task.inputs = None
 
     def _fail(self, task: Task, error: Exception) -> None:
@@ -357,9 +350,9 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _record(self, task: Task) -> dict[str, Any]:
         found = self._find(task)
         if found is None:  # an equal file before it in the window has failed
-            self._prepare(task)
+            self._prepare([task])
             if task.inputs is not None:
-                self._answer([task])
+                self._answer([Lot([task])])
             found = self._find(task)
         assert found is not None
         return {
@@ -402,11 +395,6 @@ def _result(reply: Reply) -> dict[str, Any]:
             "lowered": sorted(lowered),
         },
     }
-
-
-def _length(task: Task) -> int:
-    assert task.inputs is not None
-    return task.inputs.num_tokens
 
 
 def _held_bytes(media: Media) -> int:

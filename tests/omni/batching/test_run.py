@@ -71,14 +71,14 @@ def folder(tmp_path_factory):
 def counting(assistant, monkeypatch):
     """The questions that the model is asked, with sampling of when."""
     asked = []
-    answer = assistant.reply_batch
+    answer = assistant.reply_lots
 
-    def counted(prompts, **options):
-        asked.extend(prompts)
-        return answer(prompts, **options)
+    def counted(lots, **options):
+        asked.extend(prompt for lot in lots for prompt in lot)
+        return answer(lots, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(assistant, "reply_batch", counted)
+        patch.setattr(assistant, "reply_lots", counted)
         yield asked
 
 
