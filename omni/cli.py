@@ -281,7 +281,7 @@ def batch(
         typer.Option(metavar="I/N", help="Only the I-th of N parts, by the items' names."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Requests of similar length that run together.")
+        int, typer.Option(help="Files of similar length whose questions run together.")
     ] = 8,
     timeout: Annotated[
         float, typer.Option(help="Seconds after which a decoder that gives nothing is stopped.")

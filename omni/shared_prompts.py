@@ -68,10 +68,11 @@ def prefill_lots(
         before the next ones.
     """
     prompts = [prompt for lot in lots for prompt in lot]
+    step = rows or len(prompts)
+    parts = [slice(start, start + step) for start in range(0, len(prompts), step)]
     if all(len(lot) == 1 for lot in lots):
-        for start in range(0, len(prompts), rows or len(prompts)):
-            part = prompts[start : start + (rows or len(prompts))]
-            batch = collate(part, pad_token_id=pad_token_id, padding_side="left")
+        for part in parts:
+            batch = collate(prompts[part], pad_token_id=pad_token_id, padding_side="left")
             yield prefill(model, batch, answer_tokens=answer_tokens)
         return
 
@@ -83,8 +84,7 @@ def prefill_lots(
     batch = collate(heads, pad_token_id=pad_token_id, padding_side="left")
     read = prefill(model, batch, answer_tokens=room)
     snapshot = read.cache.snapshot()
-    for start in range(0, len(prompts), rows or len(prompts)):
-        part = slice(start, start + (rows or len(prompts)))
+    for part in parts:
         own = collate(tails[part], pad_token_id=pad_token_id, padding_side="left")
         cache = read.cache
         cache.restore(snapshot)

@@ -57,10 +57,8 @@ some_lots = st.lists(
 @given(some_lots, st.integers(0, 3), st.sampled_from([{}, {"reduction": {"video": "evs(0.6)"}}]))
 def test_each_prompt_is_answered_as_if_it_were_alone(lots, rows, options) -> None:
     made = [lot_of(*lot, **options) for lot in lots]
-    parts = list(
-        (part.logits.clone(), part.attention_mask.sum(1))
-        for part in prefill_lots(ASSISTANT.model, made, pad_token_id=0, answer_tokens=1, rows=rows)
-    )
+    read = prefill_lots(ASSISTANT.model, made, pad_token_id=0, answer_tokens=1, rows=rows)
+    parts = [(part.logits.clone(), part.attention_mask.sum(1)) for part in read]
     prompts = [prompt for lot in made for prompt in lot]
     alone = torch.cat([prefill(ASSISTANT.model, prompt).logits for prompt in prompts])
     torch.testing.assert_close(torch.cat([logits for logits, _ in parts]), alone)
