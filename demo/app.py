@@ -5,6 +5,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from demo.chat_tab import draw_chat_tab
+from demo.model_panel import draw_model_panel
 from demo.models import Models
 from demo.visitors import Visitors
 
@@ -30,8 +31,8 @@ def build_app(models: Models, visitors: Visitors, *, cache_seconds: int = 86_400
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(600, cache_seconds), fill_width=True
     ) as app:
-        loaded = models.get()
-        gr.Markdown(f"# {TITLE}\n{loaded.title}", elem_id="heading")
+        gr.Markdown(f"# {TITLE}", elem_id="heading")
+        draw_model_panel(models, visitors)
         with gr.Tab("Chat", id="chat"):
             draw_chat_tab(models, visitors)
         app.unload(_forget(visitors))

@@ -1,17 +1,35 @@
-"""The chat: ask about images, videos, recordings and documents, and follow up."""
+"""The chat: ask about images, videos, recordings and documents, and follow up.
 
+send, retry, edit   note the question, show it at once, and wait in the queue
+answer              stream the answer of the question that was noted
+settle              show the send button again, save the conversation in the browser
+"""
+
+import json
+import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from demo.chat import NAME, Chat, chat_of, open_saved, saved_names, saved_ones, with_saved
+from demo.chat_settings import AnswerControls, draw_answer_controls
 from demo.models import Models
-from demo.visitors import Visitors
+from demo.seen import EMPTY, seen
+from demo.visitors import Visitor, Visitors
+from omni.conversation import STOPPED, Conversation, Turn
 from omni.errors import OmniError
 
 FILE_TYPES = ["image", "video", "audio", ".pdf", ".tif", ".tiff"]
-Turn = dict[str, Any]
+UPDATE_SECONDS = 0.05  # between two states of a streamed answer; more would only load the browser
+STORAGE = {"storage_key": "omni-demo-conversations", "secret": "kept in this browser"}
+
+PRIVATE = {"api_visibility": "private"}  # wiring of the page, of no use to programs
+
+Update = Any
+logger = logging.getLogger(__name__)
 
 
 def draw_chat_tab(models: Models, visitors: Visitors) -> None:
@@ -21,42 +39,284 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
         models: What may answer.
         visitors: What is kept for each browser tab.
     """
-    chatbot = gr.Chatbot(label="Conversation", height=420, elem_id="chat")
-    message = gr.MultimodalTextbox(
-        label="Your question and files",
-        placeholder="Ask something; add images, videos, recordings, PDFs",
-        file_types=FILE_TYPES,
-        file_count="multiple",
-        sources=["upload", "microphone"],
-        elem_id="chat-message",
+    handlers = _Handlers(models, visitors)
+    kept = gr.BrowserState([], **STORAGE)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            chatbot = gr.Chatbot(
+                label="Conversation",
+                elem_id="chat",
+                height="min(60vh, 560px)",
+                editable="user",
+                feedback_options=None,
+                buttons=["copy"],
+                placeholder="Add files and ask about them, or try an example below.",
+            )
+            message = gr.MultimodalTextbox(
+                label="Your question, with files",
+                placeholder="Ask about images, videos, recordings, PDFs",
+                file_types=FILE_TYPES,
+                file_count="multiple",
+                sources=["upload", "microphone"],
+                stop_btn=False,
+                max_plain_text_length=20_000,
+                elem_id="chat-message",
+            )
+            new = gr.Button("New conversation", size="sm", elem_id="chat-new")
+        with gr.Column(scale=1, min_width=260):
+            with gr.Accordion("How to answer", open=False):
+                controls = draw_answer_controls()
+            with gr.Accordion("Saved in this browser", open=False):
+                saved = gr.Dropdown(
+                    [], value=None, label="Earlier conversations", elem_id="chat-saved"
+                )
+                delete = gr.Button("Delete all of them", size="sm", variant="stop")
+    with gr.Accordion("What the model read for the last answer", open=True):
+        evidence = gr.HTML(EMPTY, elem_id="chat-evidence")
+
+    shown = [chatbot, message]
+    answering: list[Any] = []
+    for event, note in (
+        (message.submit, handlers.send),
+        (chatbot.retry, handlers.retry),
+        (chatbot.edit, handlers.edit),
+    ):
+        noted = event(
+            note, [message] if note == handlers.send else None, shown, queue=False, **PRIVATE
+        )
+        answer = noted.then(
+            handlers.answer,
+            controls.components,
+            [chatbot, evidence],
+            concurrency_id="model",
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=[chatbot],
+            **PRIVATE,
+        )
+        answering.append(answer)
+        answer.then(handlers.settle, [kept], [*shown, kept], queue=False, **PRIVATE)
+    message.stop(handlers.settle, [kept], [*shown, kept], cancels=answering, queue=False, **PRIVATE)
+    chatbot.undo(handlers.undo, None, shown, queue=False, **PRIVATE)
+    gr.on(
+        [new.click, chatbot.clear],
+        handlers.start_anew,
+        None,
+        [*shown, evidence],
+        cancels=answering,
+        queue=False,
+        api_name="new_conversation",
     )
+    kept.change(_list_saved, [kept], [saved], queue=False, **PRIVATE)
+    saved.input(handlers.open, [saved, kept], [*shown, evidence], queue=False, **PRIVATE)
+    delete.click(lambda: ([], gr.Dropdown(choices=[], value=None)), None, [kept, saved], **PRIVATE)
+    _offer_api(handlers, message, controls)
 
-    def answer(
-        sent: dict[str, Any], history: list[Turn], request: gr.Request
-    ) -> Iterator[tuple[list[Turn], Any]]:
-        visitor = visitors.of(request.session_hash)
-        files = [str(path) for path in sent.get("files") or []]
-        visitors.add_files(visitor, files)
-        for path in files:
-            history.append({"role": "user", "content": {"path": path}})
-        history.append({"role": "user", "content": sent.get("text") or ""})
-        yield history, gr.MultimodalTextbox(value=None)
-        history.append({"role": "assistant", "content": ""})
-        try:
-            for piece in models.run(
-                models.get().assistant.stream(sent["text"], *map(Path, files), max_new_tokens=256)
-            ):
-                history[-1]["content"] += piece
-                yield history, gr.skip()
-        except OmniError as error:
-            history[-1] = {"role": "assistant", "content": f"**Not answered.** {error}"}
-            yield history, gr.skip()
 
-    message.submit(
-        answer,
-        [message, chatbot],
-        [chatbot, message],
-        api_name="chat_turn",
+def _offer_api(
+    handlers: "_Handlers", message: gr.MultimodalTextbox, controls: AnswerControls
+) -> None:
+    """The endpoint for programs, which have no use for what the page draws."""
+    answer = gr.Textbox(visible=False, label="Answer")
+    details = gr.JSON(visible=False, label="Details")
+    gr.Button(visible=False).click(
+        handlers.ask,
+        [message, *controls.components],
+        [answer, details],
+        api_name="ask",
         concurrency_id="model",
         concurrency_limit=1,
     )
+
+
+class _Handlers:
+    """What happens; each handler begins with the visitor whose tab it is called from."""
+
+    def __init__(self, models: Models, visitors: Visitors) -> None:
+        self.models = models
+        self.visitors = visitors
+
+    def _enter(self, request: gr.Request) -> tuple[Visitor, Chat]:
+        visitor = self.visitors.of(request.session_hash)
+        return visitor, chat_of(visitor, self.models)
+
+    # ---------------------------------------------------------------- what is asked next
+
+    def send(self, sent: dict[str, Any], request: gr.Request) -> tuple[Update, Update]:
+        """Note a question with its files."""
+        visitor, chat = self._enter(request)
+        text, files = _read(sent)
+        if not text.strip() and not files:
+            return gr.skip(), gr.skip()
+        self.visitors.add_files(visitor, files)
+        chat.pending = Turn(question=text, media=files)
+        return chat.messages(), _waiting()
+
+    def retry(self, event: gr.RetryData, request: gr.Request) -> tuple[Update, Update]:
+        """Ask a turn's question again; what followed it is dropped."""
+        return self._ask_again(event.index, None, request)
+
+    def edit(self, event: gr.EditData, request: gr.Request) -> tuple[Update, Update]:
+        """Ask a changed question in place of a turn's; what followed it is dropped."""
+        return self._ask_again(event.index, str(event.value), request)
+
+    def _ask_again(
+        self, index: Any, question: str | None, request: gr.Request
+    ) -> tuple[Update, Update]:
+        _, chat = self._enter(request)
+        place = chat.turn_of_message(_first(index))
+        if place >= len(chat.turns):
+            return chat.messages(), _ready()
+        turn = chat.turns[place]
+        chat.rollback(place)
+        chat.pending = Turn(
+            question=turn.question if question is None else question, media=turn.media
+        )
+        return chat.messages(), _waiting()
+
+    def undo(self, event: gr.UndoData, request: gr.Request) -> tuple[Update, Update]:
+        """Take a turn back into the box to write in; what followed it is dropped."""
+        _, chat = self._enter(request)
+        place = chat.turn_of_message(_first(event.index))
+        if place >= len(chat.turns):
+            return chat.messages(), _ready()
+        turn = chat.turns[place]
+        chat.rollback(place)
+        files = [str(path) for path in turn.media]
+        return chat.messages(), gr.MultimodalTextbox(value={"text": turn.question, "files": files})
+
+    # ---------------------------------------------------------------- answers
+
+    def answer(
+        self,
+        system: str,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: float,
+        seed: float | None,
+        thinking: bool,
+        reasoning_budget: float | None,
+        request: gr.Request,
+    ) -> Iterator[tuple[Update, Update]]:
+        """Stream the answer of the question that was noted."""
+        _, chat = self._enter(request)
+        if chat.pending is None:  # stopped while it waited in the queue
+            return
+        options = AnswerControls.options(
+            system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
+        )
+        for _ in self._run(chat, options):
+            yield chat.messages(), gr.skip()
+        yield chat.messages(), seen(chat.conversation)
+
+    def ask(
+        self,
+        message: dict[str, Any],
+        system: str,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: float,
+        seed: float | None,
+        thinking: bool,
+        reasoning_budget: float | None,
+        request: gr.Request,
+    ) -> Iterator[tuple[str, Update]]:
+        """Ask the next question of this client's conversation; files stay in it.
+
+        Yields the answer so far; at last also its details: ``reasoning``, whether what was read
+        before was ``reused``, the ``ledger`` and the ``evidence``.
+        """
+        visitor, chat = self._enter(request)
+        text, files = _read(message)
+        self.visitors.add_files(visitor, files)
+        chat.pending = Turn(question=text, media=files)
+        options = AnswerControls.options(
+            system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
+        )
+        for turn in self._run(chat, options):
+            yield turn.answer, gr.skip()
+        turn, reply = chat.conversation.turns[-1], chat.conversation.reply
+        if reply is None:
+            raise gr.Error(turn.error, print_exception=False)
+        details = {
+            "reasoning": turn.reasoning,
+            "reused": chat.conversation.is_reused,
+            "ledger": reply.ledger.to_dict(),
+            "evidence": reply.evidence,
+        }
+        yield turn.answer, json.loads(self.visitors.without_folder(json.dumps(details)))
+
+    def _run(self, chat: Chat, options: dict[str, Any]) -> Iterator[Turn]:
+        """Answer the question that was noted; yield its turn when there is more to show."""
+        assert chat.pending is not None
+        asked, chat.pending = chat.pending, None
+        pieces = chat.conversation.stream(asked.question, *asked.media, **options)
+        turn = chat.conversation.turns[-1]
+        shown = time.monotonic()
+        try:
+            for _ in self.models.run(pieces):
+                if time.monotonic() - shown >= UPDATE_SECONDS:
+                    yield turn
+                    shown = time.monotonic()
+        except OmniError:
+            turn.error = self.visitors.without_folder(turn.error)
+        except Exception:
+            # A file that no decoder foresaw must not end the conversation; the log has the rest.
+            logger.exception("A question failed")
+            turn.error = "The server failed at this question; its log says more. Ask another."
+
+    def settle(self, kept: Any, request: gr.Request) -> tuple[Update, Update, Update]:
+        """After an answer, or a stop: be ready for the next question, and save."""
+        _, chat = self._enter(request)
+        if chat.pending is not None:
+            chat.conversation.turns.append(chat.pending)
+            chat.pending = None
+        for turn in chat.conversation.turns[-1:]:
+            if not turn.is_answered and not turn.error:
+                turn.error = STOPPED
+        return chat.messages(), _ready(), with_saved(kept, chat)
+
+    # ---------------------------------------------------------------- conversations
+
+    def start_anew(self, request: gr.Request) -> tuple[Update, Update, Update]:
+        """Begin a new conversation; the one before stays saved in the browser."""
+        visitor, chat = self._enter(request)
+        visitor.things[NAME] = Chat(conversation=Conversation(chat.conversation.assistant))
+        return [], _ready(), EMPTY
+
+    def open(
+        self, saved_id: str | None, kept: Any, request: gr.Request
+    ) -> tuple[Update, Update, Update]:
+        """Go on with a conversation that the browser saved."""
+        visitor, chat = self._enter(request)
+        for saved in saved_ones(kept):
+            if saved["id"] == saved_id:
+                opened = open_saved(saved, Conversation(chat.conversation.assistant))
+                if opened is not None:
+                    visitor.things[NAME] = opened
+                    return opened.messages(), _ready(), EMPTY
+        return gr.skip(), gr.skip(), gr.skip()
+
+
+def _read(sent: dict[str, Any]) -> tuple[str, tuple[Path, ...]]:
+    """Text and files of what a `gr.MultimodalTextbox` sends."""
+    return str(sent.get("text") or ""), tuple(Path(path) for path in sent.get("files") or ())
+
+
+def _first(index: Any) -> int:
+    """Gradio's index of a message; of a part of one, that of the message."""
+    return int(index[0] if isinstance(index, list | tuple) else index)
+
+
+def _waiting() -> Update:
+    """The box to write in, emptied, with a button to stop."""
+    return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+
+
+def _ready() -> Update:
+    """The box to write in, as it was, with a button to send."""
+    return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
+
+
+def _list_saved(kept: Any) -> Update:
+    return gr.Dropdown(choices=saved_names(kept), value=None)

@@ -3,12 +3,15 @@
 Nothing of a visitor is kept anywhere else, so that forgetting one is one call, and two never meet.
 """
 
+import re
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from demo.models import Choice
 
 IDLE_SECONDS = 2 * 3600.0  # a tab that says nothing for so long is taken for closed
 
@@ -20,11 +23,13 @@ class Visitor:
     Attributes:
         things: Whatever the tabs of the page keep, by name: `Visitor.thing`.
         files: Uploaded files that were used, removed with the visitor.
+        choice: Which model answers them; None is the default.
         seen: When something was asked last, on the monotonic clock.
     """
 
     things: dict[str, Any] = field(default_factory=dict)
     files: set[Path] = field(default_factory=set)
+    choice: Choice | None = None
     seen: float = field(default_factory=time.monotonic)
 
 
@@ -39,6 +44,8 @@ class Visitors:
     def __init__(self, upload_folder: Path, *, idle_s: float = IDLE_SECONDS) -> None:
         self.upload_folder = upload_folder.resolve()
         self.idle_s = idle_s
+        # Gradio puts each file into a folder that is named by a digest of its content.
+        self._in_folder = re.compile(re.escape(str(self.upload_folder)) + r"/(\w+/)?")
         self._lock = threading.Lock()
         self._visitors: dict[str, Visitor] = {}
 
@@ -63,6 +70,10 @@ class Visitors:
     def add_files(self, visitor: Visitor, paths: Iterable[str | Path]) -> None:
         """Note uploads, to be removed with their visitor."""
         visitor.files.update(Path(path).resolve() for path in paths)
+
+    def without_folder(self, text: str) -> str:
+        """A text in which uploads go by their names alone; visitors know no other."""
+        return self._in_folder.sub("", text)
 
     def forget(self, session_hash: str | None) -> None:
         """Free a visitor: what is kept, and the files that no other visitor uses."""

@@ -132,12 +132,19 @@ class Assistant:
 
     # ---------------------------------------------------------------- sessions
 
-    def open(self, *media: Any, system: str | None = None, **options: Any) -> Session:
+    def open(
+        self,
+        *media: Any,
+        system: str | None = None,
+        earlier: Sequence[Message] = (),
+        **options: Any,
+    ) -> Session:
         """Encode and read media once, to ask about them many times; see `omni.session`.
 
         Args:
             media: As in `ask`; at least one.
             system: A system prompt.
+            earlier: Turns of a conversation before the media, with media of their own or without.
             options: As in `chat`. Those of the answers are defaults for each question. A budget is
                 met with ``question_tokens`` (128 unless given) left for a question.
 
@@ -147,7 +154,7 @@ class Assistant:
         Raises:
             OmniError: As `ask`, or the model's decoder is not ours.
         """
-        return open_session(self, media, system=system, **options)
+        return open_session(self, media, system=system, earlier=earlier, **options)
 
     def load_session(self, path: str | Path) -> Session:
         """Continue a session that `Session.save` wrote with the same model.

@@ -24,7 +24,7 @@ from omni.generation import GenerationOptions, prefill
 from omni.identity import model_identity
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.options import MediaOptions, take
-from omni.prompt import MARKER, flatten_messages
+from omni.prompt import MARKER, Message, flatten_messages
 from omni.reply import Reply
 from omni.saved_session import check_identity, read_session, write_session
 from omni.session_stream import Answerer, Opened, SessionStream, with_system
@@ -89,9 +89,17 @@ class Session:
         """
         return self.stream(question, **options).finish()
 
-    def stream(self, question: str, **options: Any) -> "SessionStream":
-        """Like `ask`, but yields the answer piece by piece; then ``.reply()`` is the reply."""
-        return self._ask(question, (), options)
+    def stream(
+        self, question: str, *, history: Sequence[tuple[str, str]] = (), **options: Any
+    ) -> "SessionStream":
+        """Like `ask`, but yields the answer piece by piece; then ``.reply()`` is the reply.
+
+        Args:
+            question: Plain text.
+            history: Questions and answers between the media and this question.
+            options: As in `ask`.
+        """
+        return self._ask(question, history, options)
 
     def chat(self, question: str, **options: Any) -> Reply:
         """Answer with the earlier turns of this dialogue in mind, and remember this one.
@@ -159,6 +167,7 @@ def open_session(
     media: Sequence[Any],
     *,
     system: str | None = None,
+    earlier: Sequence[Message] = (),
     question_tokens: int = QUESTION_TOKENS,
     **options: Any,
 ) -> Session:
@@ -183,13 +192,13 @@ def open_session(
     generation: GenerationOptions = take(GenerationOptions, rest)
     if rest:
         raise TypeError(
-            f"Unknown option(s) {', '.join(map(repr, rest))}; expected system, question_tokens or "
-            "one of Assistant.chat's."
+            f"Unknown option(s) {', '.join(map(repr, rest))}; expected system, earlier, "
+            "question_tokens or one of Assistant.chat's."
         )
 
     parts = [{"type": "media", "media": source} for source in media]
     flat, marked = flatten_messages(
-        with_system(system, [{"role": "user", "content": parts}]),
+        with_system(system, [*earlier, {"role": "user", "content": parts}]),
         processor.load_media,
         audio_in_video=media_options.audio_in_video,
     )
@@ -229,6 +238,7 @@ def open_session(
     opened = Opened(
         prefix=text[: list(MARKER.finditer(text))[-1].end()],
         system=system,
+        earlier=flat[0 if system is None else 1 : -1],
         content=flat[-1]["content"],
         ledger=ledger,
         evidence=evidence,

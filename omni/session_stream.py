@@ -17,7 +17,7 @@ from omni.inputs import MediaItem
 from omni.ledger import Ledger, continue_ledger
 from omni.model import OmniModel
 from omni.processor import OmniProcessor
-from omni.prompt import MARKER, flatten_messages
+from omni.prompt import MARKER, Message, flatten_messages
 from omni.reply import Reply
 from omni.report import Request
 from omni.text_reader import TextReader
@@ -40,7 +40,7 @@ class Opened:
     Attributes:
         prefix: The rendered prompt up to the last medium, with markers.
         system: The system prompt; None without.
-        content: The first user turn up to the last medium, with markers.
+        content: The user turn of the last medium, up to it, with markers.
         ledger: What opening took.
         evidence: What of every medium was kept, merged and dropped.
         generation: How to answer, unless a question says otherwise.
@@ -48,6 +48,7 @@ class Opened:
         tools: Function declarations.
         settings: Media options that it was opened with, for reports.
         media: The items, for reports; empty in a session that was loaded.
+        earlier: Turns between the system prompt and that of the last medium, with markers.
     """
 
     prefix: str
@@ -60,6 +61,7 @@ class Opened:
     tools: Sequence[Mapping[str, Any]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     media: Sequence[MediaItem] = ()
+    earlier: Sequence[Message] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, without the media."""
@@ -154,7 +156,9 @@ class SessionStream(Iterator[str]):
         texts = (opened.content, f"\n{turns[0]['content']}")
         turns[0] = {"role": "user", "content": [{"type": "text", "text": t} for t in texts]}
         flat, _ = flatten_messages(
-            with_system(opened.system, turns), processor.load_media, audio_in_video=False
+            with_system(opened.system, [*opened.earlier, *turns]),
+            processor.load_media,
+            audio_in_video=False,
         )
         text = processor.render(flat, thinking=self.thinking, tools=opened.tools)
         if not text.startswith(opened.prefix):
@@ -245,6 +249,6 @@ def _steps(
     marks["total"] = time.perf_counter() - start
 
 
-def with_system(system: str | None, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_system(system: str | None, turns: list[Message]) -> list[Message]:
     """The turns after a system prompt, if there is one."""
     return turns if system is None else [{"role": "system", "content": system}, *turns]

@@ -41,11 +41,16 @@ class TextReader:
         return self._grow(self._decode().rstrip("\ufffd"))
 
     def read(self, steps: Iterable[list[tuple[int, int]]]) -> Iterator[str]:
-        """Take the tokens of a generation of one row; yield text as it becomes certain."""
+        """Take the tokens of a generation of one row; yield text as it becomes certain.
+
+        While the model thinks, an empty piece is yielded for each token, so that who reads can
+        show the reasoning grow, or stop it.
+        """
         for step in steps:
             for _, token in step:
+                was_thinking = self.is_thinking
                 piece = self.add(token)
-                if piece:
+                if piece or was_thinking:
                     yield piece
         piece = self.finish().last_piece
         if piece:
