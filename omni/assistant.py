@@ -23,10 +23,10 @@ from omni.options import MediaOptions, take
 from omni.processor import OmniProcessor
 from omni.prompt import Message
 from omni.reply import Reply
-from omni.report import Request
 from omni.session import Session, open_session
 from omni.shared_prompts import prefill_lots
 from omni.text_reader import TextReader
+from omni.views import Request
 
 EMBEDDED_MODEL = "omni-tiny"
 EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
@@ -415,10 +415,12 @@ class AnswerStream(Iterator[str]):
                 [source_layout(self.assistant.model, item) for item in self.inputs.media],
                 self.prompt.layouts,
             ),
-            request=self._request(),
+            request=self.request,
         )
 
-    def _request(self) -> Request:
+    @property
+    def request(self) -> Request:
+        """What is asked, with the media that the prompt was built for; also before it runs."""
         config = self.assistant.model.config
         return Request(
             question=_question(self.messages),

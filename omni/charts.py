@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from omni.evidence import CELL_STATES, MediaEvidence, Span, Step
 
@@ -125,6 +127,22 @@ def _shares(spans: Sequence[Span], edges: np.ndarray) -> np.ndarray:
         edges, times.ravel(), np.stack([covered - np.diff(times)[:, 0], covered], 1).ravel()
     )
     return np.diff(before) / np.diff(edges)
+
+
+def waveform(envelope: Float[Tensor, "columns 2"]) -> str:
+    """A recording's waveform as an SVG path, `CHART_WIDTH` wide and from -1 to 1 high.
+
+    Args:
+        envelope: Lowest and highest sample of equal stretches. The loudest fills the height.
+    """
+    loudest = max(float(envelope.abs().max()), 1e-6)  # silence stays a line
+    lows, highs = (envelope / loudest).T.tolist()
+    width = CHART_WIDTH / len(lows)
+    # Down is positive in SVG. Each stretch is at least a hair high, so that silence is seen.
+    return "".join(
+        f"M{i * width:.4g} {-max(high, 0.01):.3f}h{width:.4g}V{-min(low, -0.01):.3f}h{-width:.4g}z"
+        for i, (low, high) in enumerate(zip(lows, highs, strict=True))
+    )
 
 
 def ticks(end_s: float) -> list[float]:

@@ -70,6 +70,7 @@ class MediaItem:
         facts: What the gateway knows of the source: pixels, seconds, frames.
         cues: Measures numbers about each source cell, by name (``energy``); called only when the
             reducer wants them.
+        envelope: Lowest and highest sample of so many equal stretches of a recording, for drawing.
         unsampled: Seconds (start, end) of the source's frames that sampling left out.
         chosen: Settings that it was planned with: grid, frames, dpi, reduction.
         asked: Those of them that a budget lowered, as they were asked for.
@@ -89,6 +90,7 @@ class MediaItem:
     name: str = "media"
     facts: Mapping[str, Any] = field(default_factory=dict)
     cues: Callable[[], Mapping[str, Tensor]] | None = None
+    envelope: Callable[[int], Tensor] | None = None
     unsampled: tuple[tuple[float, float], ...] = ()
     chosen: Mapping[str, Any] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)

@@ -238,6 +238,14 @@ def readable(setting: Any) -> str:
     return "x".join(map(str, setting)) if isinstance(setting, list) else str(setting)
 
 
+def readable_flops(count: int) -> str:
+    """FLOPs in the largest unit that leaves a whole part; small ones in millions."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}FLOP"
+    return f"{count / 1e6:.1f} MFLOP"
+
+
 def add_times(ledger: Ledger, times: StageTimes) -> None:
     """Fill in the seconds of each medium's stages."""
     for index, entry in enumerate(ledger.media):

@@ -4,7 +4,7 @@ from rich.console import Group
 from rich.table import Table
 
 from omni.budget import readable_bytes
-from omni.ledger import Ledger, MediaEntry, readable
+from omni.ledger import Ledger, MediaEntry, readable, readable_flops
 
 
 def ledger_table(ledger: Ledger) -> Group:
@@ -17,14 +17,15 @@ def ledger_table(ledger: Ledger) -> Group:
             entry.modality,
             stages,
             _settings(entry),
-            _flops(entry.tower_flops),
+            readable_flops(entry.tower_flops),
             f"{entry.stages[-1].count:,}",
         )
     table.add_row("text", "", "", "", "", f"{ledger.text_tokens:,}")
     table.add_row("[bold]prompt[/bold]", "", "", "", "", f"[bold]{ledger.prompt_tokens:,}[/bold]")
     lines = [
         f"room for the answer {ledger.answer_tokens:,} · context {ledger.context_tokens:,} · "
-        f"towers {_flops(ledger.tower_flops)} · prefill {_flops(ledger.prefill_flops)}",
+        f"towers {readable_flops(ledger.tower_flops)} · "
+        f"prefill {readable_flops(ledger.prefill_flops)}",
         f"working memory {readable_bytes(ledger.memory_bytes)}: "
         f"attention cache {readable_bytes(ledger.kv_cache_bytes)} · "
         f"Mamba state {readable_bytes(ledger.mamba_state_bytes)} · "
@@ -57,10 +58,3 @@ def _budget(ledger: Ledger) -> str:
         f"budget {' and '.join(limits)} · as asked {budget.asked_tokens:,} tokens and "
         f"{readable_bytes(budget.asked_memory_bytes)} · {changed}"
     )
-
-
-def _flops(count: int) -> str:
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}FLOP"
-    return f"{count / 1e6:.1f} MFLOP"

@@ -353,7 +353,7 @@ class MediaPlanner:
         rows = max(length for _, length in clips) // HOP_LENGTH
         item = make_item("audio", windows, source, spans, tokens, name, facts, chosen, rows)
         cues = partial(clip_cues, audio, counts, tower.subsampling_factor)
-        return PlannedMedium(items=[replace(item, cues=cues)])
+        return PlannedMedium(items=[replace(item, cues=cues, envelope=audio.envelope)])
 
     def _hear(
         self, audio: Audio

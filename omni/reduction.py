@@ -1,10 +1,12 @@
 """A request's reducers against what the checkpoint has been made and trained for."""
 
 import warnings
+from inspect import signature
 
 from omni.config import OmniConfig
 from omni.errors import RequestError
 from token_reduction import (
+    REDUCERS,
     Chain,
     Learned,
     Modality,
@@ -16,6 +18,8 @@ from token_reduction import (
     build,
     parse,
 )
+
+PROBES = {"image": (1, 8, 8), "video": (4, 8, 8), "audio": (64, 1, 1)}  # grids; any would do
 
 
 class ReductionWarning(UserWarning):
@@ -74,6 +78,28 @@ def check_reduction(spec: str, modality: Modality, config: OmniConfig) -> Reduce
         if isinstance(member, Resampler):
             _check_resampler(member, spec, modality, config)
     return reducer
+
+
+def reducers_with_rate(modality: Modality, config: OmniConfig) -> list[str]:
+    """Names of the reducers that take a rate and make a prompt of this checkpoint shorter.
+
+    Args:
+        modality: What they are to reduce.
+        config: The model's config.
+    """
+    probe = TokenShape.full(modality, PROBES[modality])
+    found = []
+    for name, reducer in REDUCERS.items():
+        if "rate" not in signature(reducer).parameters:
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore", category=ReductionWarning):
+                shape = check_reduction(f"{name}(0.5)", modality, config).plan(probe)
+        except (ValueError, RequestError):
+            continue
+        if shape.num_tokens < probe.num_tokens:
+            found.append(name)
+    return found
 
 
 def split_frames(spec: str) -> tuple[list[str], list[str]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from omni.errors import RequestError
 from omni.evidence import MediaEvidence
 from omni.ledger import Ledger
-from omni.report import Request, write_report
+from omni.report import write_report
+from omni.views import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from omni.model import OmniModel
 from omni.processor import OmniProcessor
 from omni.prompt import MARKER, Message, flatten_messages
 from omni.reply import Reply
-from omni.report import Request
 from omni.text_reader import TextReader
+from omni.views import Request
 
 
 @runtime_checkable

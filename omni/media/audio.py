@@ -86,6 +86,27 @@ class Audio:
         """Return the whole recording; 230 MB an hour, so prefer `clips` for long ones."""
         return self._read(0, self.num_samples)
 
+    def envelope(self, columns: int) -> Float[Tensor, "columns 2"]:
+        """Lowest and highest sample of each of so many equal stretches, for drawing.
+
+        Args:
+            columns: how many; a recording with fewer samples gives one for each sample.
+
+        Raises:
+            RequestError: if `columns` is below 1.
+        """
+        if columns < 1:
+            raise RequestError(f"found an envelope of {columns} columns, expected at least 1")
+        columns = min(columns, self.num_samples)
+        lowest, highest = torch.full((columns,), torch.inf), torch.full((columns,), -torch.inf)
+        start = 0
+        for clip in self.clips():
+            place = (torch.arange(start, start + len(clip)) * columns) // self.num_samples
+            lowest.scatter_reduce_(0, place, clip, "amin")
+            highest.scatter_reduce_(0, place, clip, "amax")
+            start += len(clip)
+        return torch.stack([lowest, highest], dim=1)
+
     def part(self, start_s: float, end_s: float) -> "Audio":
         """A copy of the seconds from ``start_s`` to before ``end_s``.
 

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from encoders import resize_and_patchify
-from omni.charts import CHART_WIDTH, MOST_TICKS, bars_of_spans, bars_of_steps, overlay, ticks
+from omni.charts import (
+    CHART_WIDTH,
+    MOST_TICKS,
+    bars_of_spans,
+    bars_of_steps,
+    overlay,
+    ticks,
+    waveform,
+)
+from omni.errors import RequestError
 from omni.evidence import make_evidence
 from omni.inputs import LazyWindows, MediaItem, Window
+from omni.media import load_media
 from omni.thumbnails import SPECTROGRAM_COLUMNS, data_uri, frames, spectrogram
 from tests.support import tiny_omni
 from token_reduction import Modality, TimeSpans, TokenLayout
@@ -129,3 +139,32 @@ def test_a_spectrogram_shows_the_sound_from_left_to_right_and_low_to_high(second
         assert low[:, :half_width].mean() > low[:, half_width:].mean()
         assert high[:, :half_width].mean() < high[:, half_width:].mean()
     assert data_uri(picture, 2000).startswith("data:image/png;base64,")
+
+
+@few
+@given(st.integers(1, 4000), st.integers(1, 1200))
+def test_an_envelope_holds_the_extremes_of_every_stretch(num_samples, columns):
+    samples = np.sin(np.arange(num_samples) * 0.37).astype(np.float32)
+    audio = load_media(samples, sampling_rate=16_000)
+    envelope = audio.envelope(columns).numpy()
+    place = np.arange(num_samples) * len(envelope) // num_samples
+    assert len(envelope) == min(columns, num_samples)
+    for column in {0, len(envelope) // 2, len(envelope) - 1}:
+        part = samples[place == column]
+        assert envelope[column].tolist() == [part.min(), part.max()]
+
+
+def test_an_envelope_without_columns_is_refused():
+    with pytest.raises(RequestError, match="0 columns"):
+        load_media(np.zeros(16, dtype=np.float32), sampling_rate=16_000).envelope(0)
+
+
+@given(st.lists(st.tuples(st.floats(-1, 0), st.floats(0, 1)), min_size=1, max_size=50))
+def test_a_waveform_fills_its_height_and_stays_inside(pairs):
+    path = waveform(torch.tensor(pairs))
+    tops = [float(top) for top in re.findall(r"M\S+ (\S+?)h", path)]
+    bottoms = [float(bottom) for bottom in re.findall(r"V(\S+?)h", path)]
+    assert len(tops) == len(bottoms) == len(pairs)
+    assert all(-1 <= top < bottom <= 1 for top, bottom in zip(tops, bottoms, strict=True))
+    if max(max(-low, high) for low, high in pairs) > 1e-3:
+        assert min(*tops, -1 if 1.0 in bottoms else 0) == -1

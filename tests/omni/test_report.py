@@ -9,7 +9,8 @@ import pytest
 import omni
 from omni import report
 from omni.errors import RequestError
-from omni.report import check_report_path, clock, share
+from omni.report import check_report_path
+from omni.views import Extent, clock, share
 from tests.support import tiny_omni
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
@@ -178,7 +179,7 @@ def test_pictures_have_a_text_and_tables_have_heads(page):
 
 
 def test_frames_that_are_not_shown_are_counted(reply, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MAX_FRAMES", 2)
+    monkeypatch.setattr(report, "EXTENT", Extent(frames=2))
     page = saved(reply, tmp_path / "few.html")
     steps = len(reply.evidence[1]["steps"])
     assert steps > 2
@@ -187,7 +188,7 @@ def test_frames_that_are_not_shown_are_counted(reply, tmp_path, monkeypatch):
 
 
 def test_pictures_that_are_not_shown_say_so(reply, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MAX_PICTURES", 1)
+    monkeypatch.setattr(report, "EXTENT", Extent(pictures=1))
     page = saved(reply, tmp_path / "few.html")
     assert "Its picture is not shown" in page.texts["medium-4"]
     assert "Its picture is not shown" not in page.texts["medium-1"]
