@@ -4,16 +4,16 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from demo.audio_tab import draw_audio_tab
 from demo.chat_tab import draw_chat_tab
+from demo.compare_tab import draw_compare_tab
+from demo.document_tab import draw_document_tab
 from demo.model_panel import draw_model_panel
 from demo.models import Models
+from demo.video_tab import draw_video_tab
 from demo.visitors import Visitors
 
 TITLE = "Omni demo"
-CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto; }
-footer { opacity: 0.7; }
-"""
 HEAD = '<meta name="referrer" content="no-referrer">'
 
 
@@ -35,14 +35,16 @@ def build_app(models: Models, visitors: Visitors, *, cache_seconds: int = 86_400
         draw_model_panel(models, visitors)
         with gr.Tab("Chat", id="chat"):
             draw_chat_tab(models, visitors)
+        with gr.Tab("Document", id="document"):
+            draw_document_tab(models, visitors)
+        with gr.Tab("Video", id="video"):
+            draw_video_tab(models, visitors)
+        with gr.Tab("Audio", id="audio"):
+            draw_audio_tab(models, visitors)
+        with gr.Tab("Compare", id="compare"):
+            draw_compare_tab(models, visitors)
         app.unload(_forget(visitors))
     return app
-
-
-def theme() -> gr.themes.Base:
-    """System fonts only, so that the page asks no other server for one."""
-    fonts = ("system-ui", "sans-serif")
-    return gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
 
 
 def _forget(visitors: Visitors) -> Callable[[gr.Request], None]:

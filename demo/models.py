@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omni.adapters import PEFT_FILE
 from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH, Assistant
 from omni.checkpoint import resolve_checkpoint
 from omni.errors import CheckpointError
+from omni.pace import Pace
 
 MAX_LOADED = 2  # the one that answers and one more; each is a whole set of weights in memory
 NO_ADAPTER = "none"
@@ -38,10 +39,12 @@ class Loaded:
     Attributes:
         assistant: Model and processor.
         directory: The checkpoint's folder.
+        pace: How fast it has answered so far.
     """
 
     assistant: Assistant
     directory: Path
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def title(self) -> str:

@@ -96,7 +96,8 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        from demo.app import CSS, HEAD, build_app, theme
+        from demo.app import HEAD, build_app
+        from demo.look import CSS, theme
         from demo.visitors import Visitors
 
         models = Models(

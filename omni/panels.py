@@ -27,6 +27,11 @@ def plan_panel(plan: Ledger, estimate: Estimate | None = None) -> str:
     return render("plan.html.jinja", ledger=plan, estimate=estimate)
 
 
+def message_panel(text: str) -> str:
+    """A sentence where a panel would be: what is missing, or why there is none."""
+    return render("message.html.jinja", text=text)
+
+
 def ledger_panel(ledger: Ledger) -> str:
     """What a request did cost.
 
