@@ -72,7 +72,7 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
                 )
                 delete = gr.Button("Delete all of them", size="sm", variant="stop")
     with gr.Accordion("What the model read for the last answer", open=True):
-        evidence = gr.HTML(EMPTY, elem_id="chat-evidence")
+        evidence = gr.HTML(EMPTY, elem_id="chat-evidence", apply_default_css=False)
 
     shown = [chatbot, message]
     answering: list[Any] = []

@@ -1,10 +1,12 @@
 """What the model read for an answer, and what that cost."""
 
-import html
+from dataclasses import replace
 
 from omni.conversation import Conversation
+from omni.ledger import Ledger
+from omni.panels import evidence_panel, ledger_panel, message_panel
 
-EMPTY = '<p class="nothing-yet">Nothing has been answered yet.</p>'
+EMPTY = message_panel("Nothing has been answered yet.")
 
 
 def seen(conversation: Conversation) -> str:
@@ -17,12 +19,14 @@ def seen(conversation: Conversation) -> str:
     if reply is None:
         return EMPTY
     ledger = reply.ledger
-    rows = "".join(
-        f"<li>{html.escape(entry['name'])}: kept {entry['kept']}, merged {entry['merged']}, "
-        f"dropped {entry['dropped']}</li>"
-        for entry in reply.evidence
-    )
-    return (
-        f"<p>{ledger.prompt_tokens:,} tokens of prompt, {ledger.reused_tokens:,} of them read "
-        f"before; {ledger.seconds.get('total', 0):.2f} s</p><ul>{rows}</ul>"
-    )
+    if conversation.reading is not None:
+        ledger = _with_reading(ledger, conversation.reading)
+    return evidence_panel(reply) + ledger_panel(ledger)
+
+
+def _with_reading(ledger: Ledger, reading: Ledger) -> Ledger:
+    """The ledger of a first question, with the seconds that reading its media took."""
+    seconds = {"reading the media": reading.seconds["total"], **ledger.seconds}
+    if "total" in seconds:
+        seconds["total"] += reading.seconds["total"]
+    return replace(ledger, media=reading.media, reused_tokens=0, seconds=seconds)

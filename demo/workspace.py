@@ -29,9 +29,13 @@ NO_QUESTION = "Write a question first."
 SEEK = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button.seek');
-  const players = document.querySelectorAll(`#${element.id.replace('-shown', '-medium')} video,
-    #${element.id.replace('-shown', '-medium')} audio`);
-  if (button) players.forEach(player => { player.currentTime = Number(button.dataset.seconds); });
+  if (!button) return;
+  const name = button.closest('[id$="-shown"]').id.replace('-shown', '-medium');
+  const medium = document.getElementById(name);
+  const inside = [...medium.querySelectorAll('*')].map(part => part.shadowRoot).filter(Boolean);
+  [medium, ...inside].flatMap(root => [...root.querySelectorAll('video, audio')])
+    .filter(player => player.duration > 0)
+    .forEach(player => { player.currentTime = Number(button.dataset.seconds); });
 });
 """
 

@@ -135,23 +135,19 @@ class Visit:
 
     def attach(self, *files: Path) -> None:
         """Add files to the next message of the chat."""
-        box = self.page.locator("#chat-message")
-        box.locator("input[type=file]").set_input_files([str(file) for file in files])
-        for file in files:
-            box.locator(
-                f"[aria-label*='{file.stem}'], :text('{file.stem}'), img, video"
-            ).first.wait_for()
+        if files:
+            box = self.page.locator("#chat-message")
+            box.locator("input[type=file]").set_input_files([str(file) for file in files])
+            box.locator("[role=listitem]").nth(len(files) - 1).wait_for()
 
     def say(self, text: str) -> None:
         """Send a message of the chat."""
         self.page.locator("#chat-message textarea").fill(text)
-        self.page.locator(
-            "#chat-message button[aria-label='Submit'], #chat-message .submit-button"
-        ).first.click()
+        self.page.locator("#chat-message [data-testid=submit-button]").click()
 
     def answers(self) -> list[str]:
         """What the model has said in the chat."""
-        return self.page.locator("#chat .bot.message, #chat [data-testid=bot]").all_inner_texts()
+        return self.page.locator("#chat [data-testid=bot]").all_inner_texts()
 
 
 @pytest.fixture
@@ -166,3 +162,16 @@ def visit(browser, server) -> Iterator[Callable[..., Visit]]:
     yield open_window
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def screenshot() -> Callable[[Any, str], None]:
+    """Saves the page for the documentation, if OMNI_TEST_SCREENSHOTS is set."""
+
+    def save(page: Any, name: str) -> None:
+        if os.environ.get("OMNI_TEST_SCREENSHOTS"):
+            IMAGES.mkdir(exist_ok=True)
+            page.mouse.move(0, 0)
+            page.screenshot(path=IMAGES / f"demo-{name}.png", full_page=True)
+
+    return save

@@ -1,0 +1,133 @@
+"""The chat in a real browser, on the real server and the embedded checkpoint."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.demo.conftest import MEDIA, Visit
+
+ASKED = {
+    "digit.png": ("Which digit is written here?", "Three"),
+    "clip.mp4": ("In which direction does the shape move?", "Right"),
+    "recording.wav": ("Which word do you hear?", "Seven"),
+    "ticket.pdf": ("What is printed here?", "TOTAL"),
+}
+# What the model says, as it grows in the page.
+WATCH = """
+window.lengths = [];
+new MutationObserver(() => {
+  const bots = document.querySelectorAll('#chat [data-testid=bot]');
+  const length = bots.length ? bots[bots.length - 1].innerText.trim().length : 0;
+  if (length !== window.lengths.at(-1)) window.lengths.push(length);
+}).observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true});
+"""
+BABBLE = 400  # tokens; sampled at temperature 2 an answer seldom ends by itself
+
+
+def ask(visit: Visit, question: str, *files: Path) -> str:
+    """Ask, and wait for the answer."""
+    before = len(visit.answers())
+    visit.attach(*files)
+    visit.say(question)
+    visit.page.wait_for_function(
+        "n => document.querySelectorAll('#chat [data-testid=bot]').length > n", arg=before
+    )
+    visit.page.locator("#chat-message [data-testid=submit-button]").wait_for()
+    return visit.answers()[-1]
+
+
+def babble(visit: Visit) -> None:
+    """Make answers long."""
+    page = visit.page
+    page.get_by_role("button", name="How to answer").click()
+    page.get_by_role("spinbutton", name=re.compile("Temperature")).fill("2")
+    longest = page.get_by_role("spinbutton", name=re.compile("Longest answer"))
+    longest.fill(str(BABBLE))
+    longest.press("Tab")
+
+
+def test_image_clip_recording_and_pdf_are_answered_and_the_evidence_is_shown(visit, screenshot):
+    window = visit()
+    for file, (question, answer) in ASKED.items():
+        assert answer in ask(window, question, MEDIA / file), file
+        window.page.locator("#chat-evidence .shown", has_text=file).first.wait_for()
+        assert window.page.locator("#chat-evidence .state").count()
+    screenshot(window.page, "chat")
+    assert window.errors == []
+
+
+def test_a_follow_up_question_encodes_nothing_again(visit):
+    window = visit()
+    ask(window, "In which direction does the shape move?", MEDIA / "clip.mp4")
+    ledger = window.page.locator("#chat-evidence .ledger")
+    ledger.get_by_text("reading the media").wait_for()
+    assert "Red" in ask(window, "Which colour is the shape?")
+    ledger.get_by_text("of them read before").wait_for()
+    assert ledger.get_by_text("reading the media").count() == 0
+
+
+def test_an_answer_is_seen_growing_and_can_be_stopped(visit):
+    window = visit()
+    page = window.page
+    babble(window)
+    page.evaluate(WATCH)
+    window.say("Tell me something.")
+    page.wait_for_function("window.lengths.length > 4")
+    page.locator("#chat-message [data-testid=stop-button], #chat-message .stop-button").click()
+    page.locator("#chat-message [data-testid=submit-button]").wait_for()
+    lengths = page.evaluate("window.lengths")
+    assert lengths == sorted(lengths)
+    stopped = window.answers()[-1]
+    page.wait_for_timeout(1500)
+    assert window.answers()[-1] == stopped
+    assert len(stopped.split()) < BABBLE  # a token is a word or less
+    assert ask(window, "And now?")
+
+
+def test_a_bad_file_is_a_message_and_the_chat_goes_on(visit, tmp_path):
+    bad = tmp_path / "broken.pdf"
+    bad.write_bytes(b"%PDF-1.4 and then nothing of the kind")
+    window = visit()
+    answer = ask(window, "What is printed here?", bad)
+    assert "Not answered" in answer
+    assert "broken.pdf" in answer
+    assert "Three" in ask(window, ASKED["digit.png"][0], MEDIA / "digit.png")
+
+
+def test_two_people_never_see_each_others_files_or_answers(visit, server):
+    first, second = visit(), visit()
+    first.attach(MEDIA / "digit.png")
+    second.attach(MEDIA / "recording.wav")
+    first.say(ASKED["digit.png"][0])
+    second.say(ASKED["recording.wav"][0])
+    for window in (first, second):
+        window.page.locator("#chat-evidence .shown").wait_for()
+    seen = [window.page.locator("body").inner_html() for window in (first, second)]
+    assert "digit.png" in seen[0]
+    assert "recording.wav" in seen[1]
+    assert "recording.wav" not in seen[0]
+    assert "digit.png" not in seen[1]
+    assert "Three" in first.answers()[-1]
+    assert "Seven" in second.answers()[-1]
+    # What one asks next has nothing of the other's conversation.
+    before = len(second.answers())
+    ask(first, "Which word do you hear?", MEDIA / "recording.wav")
+    assert len(second.answers()) == before
+
+
+@pytest.mark.slow
+def test_files_are_gone_when_their_tab_is_closed(browser, server, tmp_path):
+    private = tmp_path / "only-mine.png"
+    private.write_bytes((MEDIA / "digit.png").read_bytes() + b"\0")
+    context = browser.new_context()
+    window = Visit(context.new_page(), server.url)
+    ask(window, ASKED["digit.png"][0], private)
+    assert [path for path in server.uploads() if path.name == private.name]
+    context.close()
+    for _ in range(600):
+        if not [path for path in server.uploads() if path.name == private.name]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("The upload is still there")
