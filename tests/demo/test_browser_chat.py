@@ -51,6 +51,8 @@ def babble(visit: Visit) -> None:
 def test_image_clip_recording_and_pdf_are_answered_and_the_evidence_is_shown(visit, screenshot):
     window = visit()
     for file, (question, answer) in ASKED.items():
+        window.page.locator("#chat-new").click()
+        window.page.wait_for_function("!document.querySelector('#chat [data-testid=bot]')")
         assert answer in ask(window, question, MEDIA / file), file
         window.page.locator("#chat-evidence .shown", has_text=file).first.wait_for()
         assert window.page.locator("#chat-evidence .state").count()

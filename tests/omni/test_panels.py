@@ -90,7 +90,9 @@ def test_the_plan_states_an_estimate_of_time(stream):
 
 
 def test_what_a_budget_lowered_stands_in_the_plan():
-    plan = tiny_omni.assistant().plan("What?", MEDIA / "clip.mp4", max_tokens=240, max_new_tokens=16)
+    plan = tiny_omni.assistant().plan(
+        "What?", MEDIA / "clip.mp4", max_tokens=240, max_new_tokens=16
+    )
     assert plan.lowered
     text = Fragment(plan_panel(plan)).text
     assert all(change in text for change in plan.lowered)
