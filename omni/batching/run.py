@@ -168,6 +168,7 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _run(self) -> Generator[dict[str, Any]]:
         begin = time.perf_counter()
         item: Item | None = None
+        self.decoder.start()
         try:
             for window in self._windows():
                 for group in find_groups(window, self.batch_size):

@@ -56,6 +56,7 @@ class Decoder:
         self.allowed_roots = None if allowed_roots is None else list(allowed_roots)
         self.timeout_s = timeout_s
         self.process: subprocess.Popen[bytes] | None = None
+        self.is_ready = False
 
     def __enter__(self) -> "Decoder":
         return self
@@ -162,9 +163,10 @@ class Decoder:
             raise value
         return value
 
-    def _child(self) -> subprocess.Popen[bytes]:
+    def start(self) -> None:
+        """Start the child without waiting for it, so that it is there when it is needed."""
         if self.process is not None:
-            return self.process
+            return
         child = subprocess.Popen(
             # The search path of this process: wherever omni was found, the child finds it.
             [sys.executable, "-P", "-c", "from omni.media.isolated_process import main; main()"],
@@ -172,8 +174,16 @@ class Decoder:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
         )
+        self.process, self.is_ready = child, False
+
+    def _child(self) -> subprocess.Popen[bytes]:
+        self.start()
+        child = self.process
+        assert child is not None
         assert child.stdin is not None
         assert child.stdout is not None
+        if self.is_ready:
+            return child
         setup = {
             "limits": self.limits,
             "allowed_roots": self.allowed_roots,
@@ -183,12 +193,11 @@ class Decoder:
             send(child.stdin, setup)
             receive(child.stdout)
         except (EOFError, OSError) as error:
-            child.kill()
-            child.communicate()
+            self.close()
             raise MediaError(
                 "The process that decodes media could not start; the lines above say why."
             ) from error
-        self.process = child
+        self.is_ready = True
         return child
 
     def _audio(self, path: str, found: dict[str, Any]) -> Audio:

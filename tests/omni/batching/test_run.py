@@ -27,6 +27,9 @@ class LocalDecoder:
     def __init__(self, **options):
         pass
 
+    def start(self):
+        pass
+
     def open(self, path):
         media = load_media(path)
         if "decays" in path:  # opens, and breaks when the model wants its pixels
