@@ -78,6 +78,7 @@ class Batch:
         self.assistant, self.folder, self.calls = assistant, folder, 0
 
     def __call__(self, paths: Sequence[Path]) -> list[str]:
+        """Answers of the next run."""
         self.calls += 1
         records = omni.batch(
             paths,

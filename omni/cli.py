@@ -282,7 +282,7 @@ def batch(
     ] = None,
     batch_size: Annotated[
         int, typer.Option(help="Files of similar length whose questions run together.")
-    ] = 8,
+    ] = 16,
     timeout: Annotated[
         float, typer.Option(help="Seconds after which a decoder that gives nothing is stopped.")
     ] = 120.0,

@@ -8,8 +8,9 @@ arg   = [ key "=" ] number
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from token_reduction.adjacent_merge import AdjacentMerge
 from token_reduction.avg_pool import AvgPool
@@ -147,7 +148,7 @@ def _build_one(call: ReducerCall, spec: str) -> Reducer:
             f"{_nearest(call.name, REDUCERS)}expected one of {', '.join(REDUCERS)}."
         )
     reducer_type = REDUCERS[call.name]
-    parameters = inspect.signature(reducer_type).parameters
+    parameters = _parameters_of(reducer_type)
     takes = ", ".join(parameters) or "no arguments"
 
     if len(call.args) > len(parameters):
@@ -179,6 +180,11 @@ def _build_one(call: ReducerCall, spec: str) -> Reducer:
                 "expected a whole number."
             )
     return reducer_type(**values)
+
+
+@cache
+def _parameters_of(reducer_type: type[Reducer]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(reducer_type).parameters
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

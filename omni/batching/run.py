@@ -81,7 +81,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         out: str | Path | None = None,
         per: str = "item",
         chunk_s: float | None = None,
-        batch_size: int = 8,
+        batch_size: int = 16,
         timeout_s: float = 120.0,
         shard: str | tuple[int, int] | None = None,
         retry_errors: bool = False,
