@@ -70,16 +70,10 @@ class Chat:
     def _messages_of(self, place: int) -> list[Message]:
         turn = self.turns[place]
         lost = self.lost_files[place] if place < len(self.lost_files) else ()
-        shown: list[Message] = [
-            {"role": "user", "content": {"path": str(path), "alt_text": Path(path).name}}
-            for path in turn.media
-        ]
-        shown += [
-            {"role": "user", "content": f"*{name}: no longer here; add the file again to ask on*"}
-            for name in lost
-        ]
-        if turn.question or not shown:
-            shown.append({"role": "user", "content": turn.question})
+        asked: list[Any] = [{"path": str(path), "alt_text": Path(path).name} for path in turn.media]
+        asked += [f"*{name}: no longer here; add the file again to ask on*" for name in lost]
+        asked += [turn.question] if turn.question or not asked else []
+        shown: list[Message] = [{"role": "user", "content": asked}]
         if turn.reasoning:
             state = "done" if turn.answer or turn.is_complete else "pending"
             shown.append(
@@ -151,7 +145,7 @@ def open_saved(saved: Any, conversation: Conversation) -> Chat | None:
                 answer=str(turn["answer"]),
                 reasoning=str(turn["reasoning"]),
                 error=str(turn["error"]),
-                is_complete=bool(turn["answer"]),
+                is_complete=not turn["error"],
             )
             for turn in saved["turns"]
         ]

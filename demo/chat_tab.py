@@ -48,6 +48,8 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
                 elem_id="chat",
                 height="min(60vh, 560px)",
                 editable="user",
+                # A bubble for each part: gradio cannot edit a text that shares one with a file.
+                group_consecutive_messages=False,
                 feedback_options=None,
                 buttons=["copy"],
                 placeholder="Add files and ask about them, or try an example below.",
@@ -62,6 +64,11 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
                 max_plain_text_length=20_000,
                 elem_id="chat-message",
             )
+            with gr.Accordion("Take a picture with the camera", open=False):
+                camera = gr.Image(
+                    sources=["webcam"], type="filepath", label="Camera", height=260, buttons=[]
+                )
+                attach = gr.Button("Add the picture to the question", size="sm")
             new = gr.Button("New conversation", size="sm", elem_id="chat-new")
         with gr.Column(scale=1, min_width=260):
             with gr.Accordion("How to answer", open=False):
@@ -97,6 +104,7 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
         answering.append(answer)
         answer.then(handlers.settle, [kept], [*shown, kept], queue=False, **PRIVATE)
     message.stop(handlers.settle, [kept], [*shown, kept], cancels=answering, queue=False, **PRIVATE)
+    attach.click(handlers.attach, [message, camera], [message, camera], queue=False, **PRIVATE)
     chatbot.undo(handlers.undo, None, shown, queue=False, **PRIVATE)
     gr.on(
         [new.click, chatbot.clear],
@@ -140,17 +148,32 @@ class _Handlers:
         visitor = self.visitors.of(request.session_hash)
         return visitor, chat_of(visitor, self.models)
 
+    def _read(self, visitor: Visitor, sent: dict[str, Any]) -> tuple[str, tuple[Path, ...]]:
+        """Text and files of what a `gr.MultimodalTextbox` sends; the files are the visitor's."""
+        files = tuple(Path(path) for path in sent.get("files") or ())
+        try:
+            self.visitors.add_files(visitor, files)
+        except OmniError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return str(sent.get("text") or ""), files
+
     # ---------------------------------------------------------------- what is asked next
 
     def send(self, sent: dict[str, Any], request: gr.Request) -> tuple[Update, Update]:
         """Note a question with its files."""
         visitor, chat = self._enter(request)
-        text, files = _read(sent)
+        text, files = self._read(visitor, sent)
         if not text.strip() and not files:
             return gr.skip(), gr.skip()
-        self.visitors.add_files(visitor, files)
         chat.pending = Turn(question=text, media=files)
         return chat.messages(), _waiting()
+
+    def attach(self, sent: dict[str, Any], picture: str | None) -> tuple[Update, Update]:
+        """Add a picture of the camera to the files of the question that is being written."""
+        if picture is None:
+            raise gr.Error("Take a picture first.", print_exception=False)
+        files = [*(sent.get("files") or ()), picture]
+        return gr.MultimodalTextbox(value={"text": sent.get("text") or "", "files": files}), None
 
     def retry(self, event: gr.RetryData, request: gr.Request) -> tuple[Update, Update]:
         """Ask a turn's question again; what followed it is dropped."""
@@ -227,8 +250,7 @@ class _Handlers:
         before was ``reused``, the ``ledger`` and the ``evidence``.
         """
         visitor, chat = self._enter(request)
-        text, files = _read(message)
-        self.visitors.add_files(visitor, files)
+        text, files = self._read(visitor, message)
         chat.pending = Turn(question=text, media=files)
         options = AnswerControls.options(
             system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
@@ -296,11 +318,6 @@ class _Handlers:
                     visitor.things[NAME] = opened
                     return opened.messages(), _ready(), EMPTY
         return gr.skip(), gr.skip(), gr.skip()
-
-
-def _read(sent: dict[str, Any]) -> tuple[str, tuple[Path, ...]]:
-    """Text and files of what a `gr.MultimodalTextbox` sends."""
-    return str(sent.get("text") or ""), tuple(Path(path) for path in sent.get("files") or ())
 
 
 def _first(index: Any) -> int:

@@ -6,9 +6,9 @@
 3. One request runs at a time; others wait in a queue, which says how many are before them.
 """
 
-import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+
+from demo.guard import Guard
 from demo.models import Models
 from omni.budget import parse_bytes
 from omni.errors import RequestError
@@ -72,6 +75,8 @@ def serve(settings: ServerSettings) -> None:
     Raises:
         OmniError: The model cannot be loaded, or the port is taken.
     """
+    # Ended by a service manager, uploads go as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with running(settings) as (app, url):
         print(f"The demo is at {url} (Ctrl-C ends it)", flush=True)  # noqa: T201
         if settings.host not in LOOPBACK and settings.password is None:
@@ -92,9 +97,10 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
     port = settings.port or _free_port(settings.host)
     _check_port(settings.host, port)
     folder = Path(tempfile.mkdtemp(prefix="omni-demo-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio has no other setting for its uploads
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Gradio has no other setting for its uploads, and asks for its version when it is imported.
+    environment = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     try:
         from demo.app import HEAD, build_app
         from demo.look import CSS, theme
@@ -127,6 +133,7 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
             run_history=False,
             footer_links=["api"],
             enable_monitoring=False,
+            app_kwargs={"middleware": [Middleware(Guard)]},
             prevent_thread_lock=True,
             quiet=True,
         )
@@ -136,6 +143,11 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
             app.close(verbose=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _free_port(host: str) -> int:

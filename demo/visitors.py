@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.models import Choice
+from omni.errors import MediaAccessError
 
 IDLE_SECONDS = 2 * 3600.0  # a tab that says nothing for so long is taken for closed
 
@@ -68,8 +69,15 @@ class Visitors:
         return visitor
 
     def add_files(self, visitor: Visitor, paths: Iterable[str | Path]) -> None:
-        """Note uploads, to be removed with their visitor."""
-        visitor.files.update(Path(path).resolve() for path in paths)
+        """Note uploads, to be removed with their visitor.
+
+        Raises:
+            MediaAccessError: A path is not in the upload folder: it was made up, not uploaded.
+        """
+        for path in map(Path, paths):
+            if not path.resolve().is_relative_to(self.upload_folder):
+                raise MediaAccessError(f"{path.name} was not uploaded here; upload it first.")
+            visitor.files.add(path.resolve())
 
     def without_folder(self, text: str) -> str:
         """A text in which uploads go by their names alone; visitors know no other."""
@@ -85,8 +93,7 @@ class Visitors:
             # Gradio names uploads by their content: two visitors with one picture share its file.
             shared = {path for other in self._visitors.values() for path in other.files}
             for path in visitor.files - shared:
-                if path.is_relative_to(self.upload_folder):
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _forget_idle(self) -> None:
         oldest = time.monotonic() - self.idle_s

@@ -1,0 +1,69 @@
+"""Only models that were named at the start can be chosen, and each says what it cannot do."""
+
+import json
+import shutil
+
+import pytest
+
+from demo.model_card import limits, summary
+from demo.models import MAX_LOADED, Choice, Models
+from omni.assistant import EMBEDDED_PATH
+from omni.errors import CheckpointError
+
+
+def test_the_embedded_model_says_what_its_card_says() -> None:
+    models = Models()
+    loaded = models.get()
+    assert loaded is models.get(models.default)
+    assert loaded.title.startswith("omni-tiny · 11.3 million parameters")
+    assert "**not** a general assistant" in loaded.summary
+    card = (EMBEDDED_PATH / "README.md").read_text()
+    for section in ("What it can do, measured", "What it cannot do", "Some of its mistakes"):
+        text = card.split(f"## {section}\n")[1].split("\n## ")[0].strip()
+        assert text in loaded.limits
+
+
+def test_a_checkpoint_without_a_card_says_so(tmp_path) -> None:
+    assert "no model card" in limits(tmp_path)
+    assert summary(tmp_path) == ""
+    (tmp_path / "README.md").write_text("# Name\n\nA model\nof mine.\n\n## Training\n\nLong.\n")
+    assert "does not say what its limits are" in limits(tmp_path)
+    assert summary(tmp_path) == "A model of mine."
+
+
+def test_models_of_a_folder_can_be_chosen_and_no_others(tmp_path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(EMBEDDED_PATH, tmp_path / "models" / name)
+    outside = shutil.copytree(EMBEDDED_PATH, tmp_path / "outside")
+    adapter = tmp_path / "models" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
+    models = Models(folders=[tmp_path / "models"])
+    assert models.model_names == ["omni-tiny", "first", "second"]
+    assert models.adapter_names == ["none", "adapter"]
+    loaded = models.get(Choice(model="second"))
+    assert loaded.assistant.name == "second"
+    assert loaded.directory == tmp_path / "models" / "second"
+    for name in (str(outside), "owner/name", "../outside"):
+        with pytest.raises(CheckpointError, match="not among the models of this demo"):
+            models.get(Choice(model=name))
+    with pytest.raises(CheckpointError, match="'other' is not among the adapters"):
+        models.get(Choice(model="first", adapter="other"))
+    networked = Models(folders=[tmp_path / "models"], allow_network=True)
+    with pytest.raises(CheckpointError, match="is a path; only directories that were named"):
+        networked.get(Choice(model=str(outside)))
+
+
+def test_no_more_models_stay_loaded_than_fit(tmp_path) -> None:
+    names = [f"model{number}" for number in range(MAX_LOADED + 1)]
+    for name in names:
+        (tmp_path / name).symlink_to(EMBEDDED_PATH)
+    models = Models(folders=[tmp_path])
+    first, *others = (models.get(Choice(model=name)) for name in names)
+    assert models.get(Choice(model=names[-1])) is others[-1]
+    assert models.get(Choice(model=names[0])) is not first
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="missing is not a directory"):
+        Models(folders=[tmp_path / "missing"])
