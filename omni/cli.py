@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import omni
+from omni.allocator import keep_freed_memory
 from omni.errors import OmniError, RequestError
 
 if TYPE_CHECKING:
@@ -373,6 +374,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Run the program; errors of users end in one line and exit code 2."""
+    keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for entry in entry_points(group=COMMANDS_GROUP):

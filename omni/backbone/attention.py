@@ -13,6 +13,7 @@ from transformers import NemotronHConfig
 
 from omni.backbone.cache import KeyValueState
 from omni.backbone.layers import ResidualLinear
+from omni.backbone.products import Linear
 
 # Most entries of a mask that exist at once. PyTorch makes floats of them, on a CPU 8 MiB. Small
 # pieces cost there an eighth of the attention of 45,000 keys (measured); an accelerator has the
@@ -70,9 +71,9 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         query_size = config.num_attention_heads * self.head_dim
         key_size = config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
         self.o_proj = ResidualLinear(query_size, config.hidden_size, bias=False)
 
     def forward(

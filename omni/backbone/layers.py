@@ -1,12 +1,15 @@
 """Small layers shared by the mixers: normalisation, the plain MLP, activations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from omni.backbone.products import Linear
 from omni.errors import ConfigError
 
 
@@ -17,7 +20,27 @@ def upcast(x: Tensor) -> Tensor:
 
 def relu_squared(x: Tensor) -> Tensor:
     """Square of the rectified input, the activation of the Nemotron MLPs and experts."""
-    return F.relu(x).square()
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _ReluSquared.apply(x)
+        return y
+    rectified = F.relu(x)
+    return rectified.mul_(rectified)
+
+
+class _ReluSquared(torch.autograd.Function):
+    """relu(x)^2, whose gradient 2 relu(x) needs one tensor and two passes instead of five."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rectified = F.relu(x)
+        ctx.save_for_backward(rectified)
+        return rectified * rectified
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (rectified,) = ctx.saved_tensors
+        return (grad * rectified).mul_(2)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,8 +62,21 @@ def find_activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
-class ResidualLinear(nn.Linear):
+class ResidualLinear(Linear):
     """A linear layer whose output is added to the residual stream; it is initialised smaller."""
+
+
+def rms_norm(x: Float[Tensor, "*batch channels"], eps: float) -> Float[Tensor, "*batch channels"]:
+    """Divide the last axis by its root mean square.
+
+    Without gradients by the vector norm, in half of the operations of PyTorch's own.
+    """
+    size = x.shape[-1]
+    if torch.is_grad_enabled() and x.requires_grad:
+        return F.rms_norm(x, (size,), None, eps)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    start = torch.scalar_tensor(eps, dtype=x.dtype, device=x.device)
+    return x * torch.addcmul(start, norm, norm, value=1 / size).rsqrt_()
 
 
 class RMSNorm(nn.Module):
@@ -53,8 +89,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Normalise the last axis; the result has the dtype of the weights."""
-        normed = F.rms_norm(upcast(x), x.shape[-1:], upcast(self.weight), self.eps)
-        return normed.to(self.weight.dtype)
+        return (rms_norm(upcast(x), self.eps) * upcast(self.weight)).to(self.weight.dtype)
 
 
 class GatedRMSNorm(nn.Module):
@@ -71,8 +106,7 @@ class GatedRMSNorm(nn.Module):
     ) -> Float[Tensor, "*batch channels"]:
         """Gate, then normalise each group; the result has the dtype of the weights."""
         gated = upcast(x) * F.silu(upcast(gate))
-        grouped = gated.unflatten(-1, (self.num_groups, -1))
-        normed = F.rms_norm(grouped, grouped.shape[-1:], None, self.eps).flatten(-2)
+        normed = rms_norm(gated.unflatten(-1, (self.num_groups, -1)), self.eps).flatten(-2)
         return normed.to(self.weight.dtype) * self.weight
 
 
@@ -83,7 +117,7 @@ class MLP(nn.Module):
         self, hidden_size: int, intermediate_size: int, *, bias: bool, activation: str
     ) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = ResidualLinear(intermediate_size, hidden_size, bias=bias)
         self.activation = find_activation(activation)
 

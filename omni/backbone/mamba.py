@@ -12,6 +12,7 @@ from transformers import NemotronHConfig
 from omni.backbone import kernels
 from omni.backbone.cache import MambaState
 from omni.backbone.layers import GatedRMSNorm, ResidualLinear, find_activation, upcast
+from omni.backbone.products import Linear
 from omni.backbone.ssd import ssd_scan, ssd_step
 
 
@@ -57,15 +58,20 @@ def causal_conv(
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     taps = weight.squeeze(1).t().to(dtype).contiguous()
-    seen = x if window is None else torch.cat([window, x], dim=1)
-    y: Tensor = _ShiftedSum.apply(seen, taps, segment_ids)[:, -x.shape[1] :]
-    return y if bias is None else y + bias
+    bias = bias.to(dtype) if bias is not None else None
+    if window is None or not torch.is_grad_enabled():
+        y: Tensor = _ShiftedSum.apply(x, taps, bias, window, segment_ids)
+        return y
+    seen = torch.cat([window, x], dim=1)
+    y = _ShiftedSum.apply(seen, taps, bias, None, segment_ids)
+    return y[:, -x.shape[1] :]
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """y_t = sum_lag taps[-1 - lag] * x_{t - lag}, with gradients that sum in place.
+    """y_t = bias + sum_lag taps[-1 - lag] * x_{t - lag}, with gradients that sum in place.
 
     Autograd of the same loop keeps and adds a full tensor per tap; this measured 2.4 times as fast.
+    A window before `x` gets no gradient.
     """
 
     @staticmethod
@@ -73,18 +79,25 @@ class _ShiftedSum(torch.autograd.Function):
         ctx: Any,
         x: Float[Tensor, "batch seq channels"],
         taps: Float[Tensor, "kernel channels"],
+        bias: Float[Tensor, " channels"] | None,
+        window: Float[Tensor, "batch window channels"] | None,
         segment_ids: Int[Tensor, "batch seq"] | None,
     ) -> Float[Tensor, "batch seq channels"]:
         ctx.save_for_backward(x, taps, segment_ids)
-        y = x * taps[-1]
-        for lag in range(1, min(len(taps), x.shape[1])):
-            earlier = _within_segment(x[:, :-lag], segment_ids, lag)
-            y[:, lag:].addcmul_(earlier, taps[-1 - lag])
+        y = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
+        seq = x.shape[1]
+        for lag in range(1, len(taps)):
+            if lag < seq:
+                earlier = _within_segment(x[:, :-lag], segment_ids, lag)
+                y[:, lag:].addcmul_(earlier, taps[-1 - lag])
+            if window is not None:
+                before = window[:, window.shape[1] - lag :][:, :seq]
+                y[:, :lag].addcmul_(before, taps[-1 - lag])
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, taps, segment_ids = ctx.saved_tensors
         grad_x = grad * taps[-1]
         grad_taps = torch.zeros_like(taps)
@@ -93,7 +106,8 @@ class _ShiftedSum(torch.autograd.Function):
             later = _within_segment(grad[:, lag:], segment_ids, lag)
             grad_x[:, :-lag].addcmul_(later, taps[-1 - lag])
             grad_taps[-1 - lag] = (later * x[:, :-lag]).sum((0, 1))
-        return grad_x.to(x.dtype), grad_taps, None
+        grad_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return grad_x.to(x.dtype), grad_taps, grad_bias, None, None
 
 
 def _within_segment(x: Tensor, segment_ids: Tensor | None, lag: int) -> Tensor:
@@ -125,7 +139,7 @@ class MambaMixer(nn.Module):
         lower, upper = config.time_step_limit
         self.time_step_limit = (max(lower, config.time_step_min), upper)
 
-        self.in_proj = nn.Linear(
+        self.in_proj = Linear(
             config.hidden_size, self.inner_size + conv_size + self.num_heads, bias=config.use_bias
         )
         self.conv1d = CausalConv(conv_size, config.conv_kernel, bias=config.use_conv_bias)
@@ -154,6 +168,9 @@ class MambaMixer(nn.Module):
             segment_ids: Packed sequences, not together with `state`.
             state: Continues from here and is brought up to date.
         """
+        is_step = hidden_states.shape[1] == 1 and mask is None
+        if is_step and state is not None and state.ssm_state is not None:
+            return self._step(hidden_states, state)
         conv_size = self.inner_size + 2 * self.group_size
         gate, conv_input, dt = self.in_proj(hidden_states).split(
             [self.inner_size, conv_size, self.num_heads], dim=-1
@@ -184,6 +201,37 @@ class MambaMixer(nn.Module):
                 state.ssm_state, state.shared = final, False
         return self.out_proj(self.norm(y.flatten(2), gate))
 
+    def _step(
+        self, hidden_states: Float[Tensor, "batch 1 hidden"], state: MambaState
+    ) -> Float[Tensor, "batch 1 hidden"]:
+        """`forward` of one unpadded position after others, in the fewest operations."""
+        assert state.conv_state is not None
+        conv_size = self.inner_size + 2 * self.group_size
+        gate, conv_input, dt = self.in_proj(hidden_states).split(
+            [self.inner_size, conv_size, self.num_heads], dim=-1
+        )
+        dt = F.softplus(upcast(dt) + upcast(self.dt_bias)).clamp_(*self.time_step_limit)
+
+        seen = torch.cat([state.conv_state, conv_input], dim=1)  # (batch, kernel, channels)
+        state.conv_state = seen[:, 1:]
+        taps = upcast(self.conv1d.weight).squeeze(1).t()
+        mixed = (seen * taps).sum(1)
+        if self.conv1d.bias is not None:
+            mixed += self.conv1d.bias
+        x, B, C = self.activation(mixed).split(
+            [self.inner_size, self.group_size, self.group_size], dim=-1
+        )
+        y = ssd_step(
+            x.unflatten(-1, (self.num_heads, self.head_dim)),
+            dt[:, 0],
+            -upcast(self.A_log).exp(),
+            B.unflatten(-1, (self.num_groups, -1)),
+            C.unflatten(-1, (self.num_groups, -1)),
+            self.D,
+            state.writable_ssm_state(),
+        )
+        return self.out_proj(self.norm(y.flatten(1).unsqueeze(1), gate))
+
     def _next_window(
         self,
         conv_input: Float[Tensor, "batch seq channels"],
@@ -194,8 +242,10 @@ class MambaMixer(nn.Module):
         size = self.conv1d.weight.shape[-1] - 1
         if window is None:
             window = conv_input.new_zeros(conv_input.shape[0], size, conv_input.shape[2])
+        if mask is None and conv_input.shape[1] >= size:
+            return conv_input[:, conv_input.shape[1] - size :].clone()
         seen = torch.cat([window, conv_input], dim=1)
         if mask is None:
-            return seen[:, seen.shape[1] - size :].clone()
+            return seen[:, seen.shape[1] - size :]
         ends = mask.sum(1)[:, None] + torch.arange(size, device=mask.device)
         return seen.gather(1, ends[..., None].expand(-1, -1, seen.shape[2]))

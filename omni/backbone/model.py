@@ -21,6 +21,7 @@ from omni.backbone.cache import MIN_CAPACITY, HybridCache, KeyValueState, LayerS
 from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
+from omni.backbone.products import Linear
 from omni.backbone.rows import Rows
 from omni.backbone.ssd import number_runs
 from omni.errors import AlignmentError, ConfigError, RequestError
@@ -315,7 +316,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     def __init__(self, config: NemotronHConfig) -> None:
         super().__init__(config)
         self.model = HybridModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def new_cache(self, capacity: int = MIN_CAPACITY) -> HybridCache:

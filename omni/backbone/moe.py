@@ -4,16 +4,22 @@ Letters: t tokens, k experts chosen per token, e experts, d width of the experts
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import NemotronHConfig
 
 from omni.backbone.layers import MLP, ResidualLinear, find_activation, upcast
+from omni.backbone.products import Linear, linear
 from omni.errors import ConfigError
+
+STRETCH_STEP = 8
+"""Rows to a multiple of which an expert's stretch is filled up; see `Stretches`."""
 
 
 class Router(nn.Module):
@@ -45,7 +51,7 @@ class Router(nn.Module):
         self, x: Float[Tensor, "tokens hidden"]
     ) -> tuple[Float[Tensor, "tokens chosen"], Int[Tensor, "tokens chosen"]]:
         """Return weight (at least float32) and index of the experts chosen for each token."""
-        scores = F.linear(upcast(x), upcast(self.weight)).sigmoid()
+        scores = linear(upcast(x), upcast(self.weight)).sigmoid()
         chosen = self._choose(scores.detach() + self.e_score_correction_bias)
         weights = scores.gather(1, chosen)
         if self.normalise:
@@ -90,30 +96,116 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "tokens width"]:
         """Return the weighted sum of the chosen experts for each token.
 
-        1. Sort the (token, expert) pairs by expert, so that each expert's tokens are neighbours.
+        1. Lay out the (token, expert) pairs so that each expert's tokens are neighbours.
         2. Run each expert that has tokens on its stretch.
         3. Weight the results and add them up per token.
         """
-        order = chosen.flatten().argsort()  # (t k,)
-        tokens = order // chosen.shape[1]
-        counts = torch.bincount(chosen.flatten(), minlength=self.up_proj.shape[0]).tolist()
-        stretches = x[tokens].split(counts)
-
+        if len(x) == 1 and not torch.is_grad_enabled():
+            return self._step(x, weights, chosen)
+        stretches = Stretches.of(chosen, num_experts=self.up_proj.shape[0])
         # Gradients of `unbind` are stacked once; those of indexing would each fill a full tensor.
         training = torch.is_grad_enabled()
         up = self.up_proj.unbind() if training else self.up_proj
         down = self.down_proj.unbind() if training else self.down_proj
+        rows: Tensor = _Gather.apply(x, stretches.tokens, stretches.slots)
         results = torch.cat(
             [
-                F.linear(self.activation(F.linear(stretch, up[e])), down[e])
-                for e, stretch in enumerate(stretches)
-                if counts[e]
+                linear(self.activation(linear(stretch, up[e])), down[e])
+                for e, stretch in enumerate(rows.split(stretches.sizes))
+                if len(stretch)
             ]
         )
+        total: Tensor = _Combine.apply(
+            results.to(weights.dtype), weights, stretches.tokens, stretches.slots
+        )
+        return total.to(x.dtype)
 
-        weighted = results * weights.flatten()[order, None]
-        total = torch.zeros(x.shape, dtype=weighted.dtype, device=x.device)
-        return total.index_add(0, tokens, weighted).to(x.dtype)
+    def _step(
+        self,
+        x: Float[Tensor, "1 width"],
+        weights: Float[Tensor, "1 chosen"],
+        chosen: Int[Tensor, "1 chosen"],
+    ) -> Float[Tensor, "1 width"]:
+        """`forward` of a single token: nothing to sort, and only its experts are read."""
+        results = torch.cat(
+            [
+                linear(self.activation(linear(x, self.up_proj[e])), self.down_proj[e])
+                for e in chosen[0].tolist()
+            ]
+        )
+        return (weights @ results.to(weights.dtype)).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretches:
+    """Where each (token, expert) pair lies when the pairs are laid out expert by expert.
+
+    Long stretches are filled up to a multiple of `STRETCH_STEP` rows, whose results nobody reads:
+    the library that multiplies prepares itself anew for every number of rows that it has not met.
+    """
+
+    tokens: Int[Tensor, " rows"]
+    """Token of each row; token 0 in the rows that fill up."""
+    slots: Int[Tensor, "tokens chosen"]
+    """Row of each pair."""
+    sizes: list[int]
+    """Rows of each expert, 0 where nobody chose it."""
+
+    @classmethod
+    def of(cls, chosen: Int[Tensor, "tokens chosen"], *, num_experts: int) -> "Stretches":
+        """Lay out the pairs."""
+        experts, order = chosen.flatten().sort()
+        counts = torch.bincount(experts, minlength=num_experts)
+        sizes = torch.where(counts < 2 * STRETCH_STEP, counts, _round_up(counts))
+        shift = (sizes - counts).cumsum(0) - (sizes - counts)  # rows filled up before an expert
+        rows = torch.arange(len(order), device=chosen.device) + shift[experts]
+        numbers = sizes.tolist()
+        tokens = order.new_zeros(sum(numbers)).scatter_(0, rows, order // chosen.shape[1])
+        slots = torch.empty_like(order).scatter_(0, order, rows)
+        return cls(tokens=tokens, slots=slots.view_as(chosen), sizes=numbers)
+
+
+def _round_up(counts: Tensor) -> Tensor:
+    return (counts + STRETCH_STEP - 1) // STRETCH_STEP * STRETCH_STEP
+
+
+class _Gather(torch.autograd.Function):
+    """x[tokens], with a gradient that sums the rows of each token instead of scattering them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slots,) = ctx.saved_tensors
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        return F.embedding_bag(slots, grad.to(dtype), mode="sum").to(grad.dtype), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """The sum of weight times result over the pairs of each token.
+
+    `embedding_bag` reads each result once and writes nothing but the total.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, results: Tensor, weights: Tensor, tokens: Tensor, slots: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(results, weights, tokens, slots)
+        return F.embedding_bag(slots, results, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        results, weights, tokens, slots = ctx.saved_tensors
+        grad_rows = grad.index_select(0, tokens)
+        grad_weights = (grad_rows * results).sum(1)[slots]
+        share = weights.new_zeros(len(tokens)).scatter_(0, slots.flatten(), weights.flatten())
+        return grad_rows.mul_(share[:, None]), grad_weights, None, None
 
 
 class MoE(nn.Module):
@@ -133,7 +225,7 @@ class MoE(nn.Module):
         self.fc1_latent_proj: nn.Module = nn.Identity()
         self.fc2_latent_proj: nn.Module = nn.Identity()
         if latent_size is not None:
-            self.fc1_latent_proj = nn.Linear(hidden_size, latent_size, bias=config.mlp_bias)
+            self.fc1_latent_proj = Linear(hidden_size, latent_size, bias=config.mlp_bias)
             self.fc2_latent_proj = ResidualLinear(latent_size, hidden_size, bias=config.mlp_bias)
 
     def forward(

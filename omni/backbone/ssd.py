@@ -155,7 +155,8 @@ def ssd_step(
     state.mul_((dt * A.to(dtype)).exp_()[..., None, None])
     grouped = state.view(*scaled.shape[:3], -1)  # (b, g, r p, n)
     grouped.addcmul_(scaled, B.to(dtype).unsqueeze(2))
-    y = (grouped @ C.to(dtype).unsqueeze(-1)).view(x.shape)
+    # C S^T rather than S C: the same product, but several times faster on a CPU
+    y = (C.to(dtype).unsqueeze(2) @ grouped.transpose(2, 3)).view(x.shape)
     return torch.addcmul(y, x.to(dtype), D.to(dtype)[:, None]).to(x.dtype)
 
 

@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
-from omni.backbone.moe import Experts, MoE, Router
+from omni.backbone.moe import STRETCH_STEP, Experts, MoE, Router, Stretches
 from omni.errors import ConfigError
 from tests.support.backbone import randomise, tiny_config
 
@@ -37,6 +39,31 @@ def test_experts_equal_a_loop_over_tokens_in_values_and_gradients():
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@given(num_tokens=st.integers(1, 90), num_experts=st.integers(2, 6), seed=st.integers(0, 99))
+def test_every_pair_lies_in_the_stretch_of_its_expert(num_tokens, num_experts, seed):
+    torch.manual_seed(seed)
+    chosen = torch.rand(num_tokens, num_experts).topk(2).indices
+    found = Stretches.of(chosen, num_experts=num_experts)
+    expert_of_row = torch.arange(num_experts).repeat_interleave(torch.tensor(found.sizes))
+    assert torch.equal(expert_of_row[found.slots], chosen)
+    assert (found.tokens[found.slots] == torch.arange(num_tokens)[:, None]).all()
+    assert found.slots.unique().numel() == chosen.numel()
+    counts = torch.bincount(chosen.flatten(), minlength=num_experts).tolist()
+    for size, count in zip(found.sizes, counts, strict=True):
+        assert count <= size < count + STRETCH_STEP
+        assert size == count or size % STRETCH_STEP == 0
+
+
+def test_a_single_token_equals_itself_among_others():
+    experts = build(Experts).double()
+    x, weights = torch.randn(4, 16, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
+    chosen = torch.stack([torch.randperm(8)[:2] for _ in range(4)])
+    with torch.no_grad():
+        together = experts(x, weights, chosen)
+        alone = [experts(*(t[i : i + 1] for t in (x, weights, chosen))) for i in range(4)]
+    torch.testing.assert_close(torch.cat(alone), together)
 
 
 def test_experts_that_nobody_chose_are_not_computed():

@@ -1,0 +1,33 @@
+"""Tell the C library to keep freed memory: fresh memory costs more than most tensor operations.
+
+A freed large tensor normally goes back to the kernel, and the next one is filled with zeros page
+by page. glibc's `mallopt` (malloc/malloc.h) can switch that off for the running process.
+"""
+
+import ctypes
+import platform
+
+# Parameters of `mallopt`.
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
+
+TOP_PAD = 64 * 2**20  # bytes by which the heap grows at a time, beyond what is asked for
+NEVER = 2**31 - 1  # the largest int: a heap top smaller than this is not given back
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse freed memory instead of giving it back to the system.
+
+    For programs, to be called once at their start; a library must not decide this for the process
+    that imports it. The process then keeps the memory of its largest moment until it ends.
+
+    Returns:
+        Whether the C library is one that was told: glibc. Elsewhere nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD}
+    results = [mallopt(name, value) for name, value in settings.items()]
+    return all(result == 1 for result in results)

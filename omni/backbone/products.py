@@ -1,0 +1,104 @@
+"""Products of activations with weights, by the library that is fastest on the processor.
+
+PyTorch multiplies float32 matrices with Intel's MKL. On AMD processors its products of a few rows
+run on one core and the others at two thirds of the rate of oneDNN, which PyTorch contains as well
+(measured by `benchmarks/backbone.py`); there float32 goes to oneDNN. All other types, devices and
+processors take PyTorch's own path, which is also the reference in the tests.
+
+Which library multiplies depends on the machine only, never on a timing, so results repeat.
+"""
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def linear(
+    x: Float[Tensor, "*batch width"],
+    weight: Float[Tensor, "out width"],
+    bias: Float[Tensor, " out"] | None = None,
+) -> Float[Tensor, "*batch out"]:
+    """Return `x @ weight.T + bias`, as `torch.nn.functional.linear` does."""
+    if not _takes_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias is not None):
+        y: Tensor = _Product.apply(x, weight)
+        return y if bias is None else y + bias
+    return _onednn(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by `linear`."""
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        """Multiply the last axis."""
+        return linear(x, self.weight, self.bias)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and prefers_onednn()
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+@cache
+def prefers_onednn() -> bool:
+    """Return whether float32 products go to oneDNN: on AMD processors, where PyTorch has it."""
+    is_amd = "AuthenticAMD" in platform.processor() or "AuthenticAMD" in _cpuinfo()
+    return is_amd and torch.backends.mkldnn.is_available() and _has_operator()
+
+
+def _has_operator() -> bool:
+    """Whether this PyTorch has the operator under its private name, and it multiplies."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    try:
+        with torch.no_grad():
+            return torch.equal(_onednn(x, weight, None), F.linear(x, weight))
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text()[:1000] if path.is_file() else ""
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` without gradients; the operator is the one that torch.compile uses."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+class _Product(torch.autograd.Function):
+    """`x @ weight.T`, forward and backward by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        rows = lambda tensor: tensor.reshape(-1, tensor.shape[-1])  # noqa: E731
+        if ctx.needs_input_grad[0]:
+            grad_x = _onednn(grad, weight.t(), None)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _onednn(rows(grad).t(), rows(x).t(), None)
+        return grad_x, grad_weight
