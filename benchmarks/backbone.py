@@ -142,7 +142,7 @@ def mamba_prefill(options: argparse.Namespace) -> dict[str, Any]:
         return work
 
     sides = three_sides(lambda: build("ours"), lambda: build("theirs"), options.threads)
-    limits = alternate(list(sides), options.repeats, ("gemm",))
+    limits = alternate(list(sides), options, ("gemm",))
     products = sum(t.numel() for name, t in weights.items() if "proj" in name) * options.tokens
     return report(sides, 2 * products / limits["gemm"], limits)
 
@@ -153,16 +153,17 @@ def stack_prefill(options: argparse.Namespace) -> dict[str, Any]:
     models, weights = causal_models(config, tie_experts=True)
     x = torch.randn(1, options.tokens, config.hidden_size)
 
-    def ours() -> Callable[[], None]:
-        model = load(models["ours"], weights)
-        return lambda: model(inputs_embeds=x, logits_to_keep=1) is None
+    def build(side: str) -> Callable[[], None]:
+        model = load(models[side], weights)
+        arguments = {} if side == "ours" else {"use_cache": False}
 
-    def theirs() -> Callable[[], None]:
-        model = load(models["theirs"], weights)
-        return lambda: model(inputs_embeds=x, logits_to_keep=1, use_cache=False) is None
+        def work() -> None:
+            model(inputs_embeds=x, logits_to_keep=1, **arguments)
 
-    sides = three_sides(ours, theirs, options.threads)
-    limits = alternate(list(sides), options.repeats, ("gemm",))
+        return torch.no_grad()(work)
+
+    sides = three_sides(lambda: build("ours"), lambda: build("theirs"), options.threads)
+    limits = alternate(list(sides), options, ("gemm",))
     products = active_weights(config, weights) * options.tokens
     attention = config.layer_types.count("full_attention") * options.tokens**2
     products += attention * config.num_attention_heads * config.head_dim
@@ -176,7 +177,6 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     models, weights = causal_models(config, tie_experts=not is_small)
     prompt = torch.randint(config.vocab_size, (1, DECODE_PROMPT))
 
-    @torch.no_grad()
     def ours() -> Callable[[], float]:
         model = load(models["ours"], weights)
 
@@ -212,7 +212,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
         return work
 
     sides = three_sides(ours, theirs, options.threads)
-    limits = alternate(list(sides), options.repeats, ("bandwidth",))
+    limits = alternate(list(sides), options, ("bandwidth",))
     bytes_read = 4 * active_weights(config, weights)
     return report(sides, bytes_read / limits["bandwidth"], limits)
 
@@ -234,7 +234,7 @@ def small_training(options: argparse.Namespace) -> dict[str, Any]:
         return work
 
     sides = three_sides(lambda: build("ours"), lambda: build("theirs"), options.threads)
-    limits = alternate(list(sides), options.repeats, ("gemm",))
+    limits = alternate(list(sides), options, ("gemm",))
     products = 3 * active_weights(config, weights) * options.tokens
     return report(sides, 2 * products / limits["gemm"], limits)
 
@@ -248,7 +248,10 @@ def scan_memory(options: argparse.Namespace) -> dict[str, Any]:
     B, C = torch.randn(2, 1, seq, groups, config.ssm_state_size)
 
     def ours() -> Callable[[], None]:
-        return lambda: ssd_scan(x, dt, A, B, C, D) is None and None
+        def work() -> None:
+            ssd_scan(x, dt, A, B, C, D)
+
+        return torch.no_grad()(work)
 
     def theirs() -> Callable[[], None]:
         def work() -> None:
@@ -259,7 +262,7 @@ def scan_memory(options: argparse.Namespace) -> dict[str, Any]:
         return torch.no_grad()(work)
 
     sides = [Side("ours", ours, False, options.threads), Side("t", theirs, False, options.threads)]
-    alternate(sides, options.repeats)
+    alternate(sides, options)
     peaks = [statistics.median(side.ask("peak") for _ in range(options.repeats)) for side in sides]
     for side in sides:
         side.close()
@@ -329,6 +332,7 @@ def main() -> None:
     parser.add_argument("--layers", default="ME*ME", help="M Mamba-2, E experts, * attention")
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--experts", help="transformers' experts_implementation [default: its own]")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 Shared by `backbone.py`. The weights are made once, before the processes fork, so all share them.
 """
 
+import argparse
 import gc
 import multiprocessing as mp
 import os
@@ -70,14 +71,14 @@ class Side:
 
 
 def alternate(
-    sides: list[Side], repeats: int, limits: tuple[str, ...] = (), warmup: int = 2
+    sides: list[Side], options: argparse.Namespace, limits: tuple[str, ...] = ()
 ) -> dict[str, float]:
-    """Run all sides in turns, `repeats` times; return medians of the limits, measured between."""
+    """Run all sides in turns; return medians of the limits, measured between the rounds."""
     for side in sides:
-        for _ in range(warmup):
+        for _ in range(options.warmup):
             side.ask("run")
     found: dict[str, list[float]] = {name: [] for name in limits}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for side in sides:
             side.seconds.append(side.ask("run"))
         for name in limits:

@@ -69,14 +69,37 @@ class ResidualLinear(Linear):
 def rms_norm(x: Float[Tensor, "*batch channels"], eps: float) -> Float[Tensor, "*batch channels"]:
     """Divide the last axis by its root mean square.
 
-    Without gradients by the vector norm, in half of the operations of PyTorch's own.
+    By the vector norm, in half of the operations of PyTorch's own.
     """
-    size = x.shape[-1]
     if torch.is_grad_enabled() and x.requires_grad:
-        return F.rms_norm(x, (size,), None, eps)
+        y: Tensor = _RMSNorm.apply(x, eps)
+        return y
+    return x * _inverse_rms(x, eps)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """(*batch, 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     start = torch.scalar_tensor(eps, dtype=x.dtype, device=x.device)
-    return x * torch.addcmul(start, norm, norm, value=1 / size).rsqrt_()
+    return torch.addcmul(start, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = s x with s = 1 / rms(x), and its gradient s (g - y mean(g y))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        mean = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, mean, value=-1).mul_(scale), None
 
 
 class RMSNorm(nn.Module):

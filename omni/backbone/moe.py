@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from transformers import NemotronHConfig
 
 from omni.backbone.layers import MLP, ResidualLinear, find_activation, upcast
-from omni.backbone.products import Linear, linear
+from omni.backbone.products import Linear, grouped_linear, linear
 from omni.errors import ConfigError
 
 STRETCH_STEP = 8
@@ -103,18 +103,18 @@ class Experts(nn.Module):
         if len(x) == 1 and not torch.is_grad_enabled():
             return self._step(x, weights, chosen)
         stretches = Stretches.of(chosen, num_experts=self.up_proj.shape[0])
-        # Gradients of `unbind` are stacked once; those of indexing would each fill a full tensor.
-        training = torch.is_grad_enabled()
-        up = self.up_proj.unbind() if training else self.up_proj
-        down = self.down_proj.unbind() if training else self.down_proj
         rows: Tensor = _Gather.apply(x, stretches.tokens, stretches.slots)
-        results = torch.cat(
-            [
-                linear(self.activation(linear(stretch, up[e])), down[e])
-                for e, stretch in enumerate(rows.split(stretches.sizes))
-                if len(stretch)
-            ]
-        )
+        if torch.is_grad_enabled():
+            hidden = self.activation(grouped_linear(rows, self.up_proj, stretches.sizes))
+            results = grouped_linear(hidden, self.down_proj, stretches.sizes)
+        else:  # expert by expert, so that what lies between the products stays in the cache
+            results = torch.cat(
+                [
+                    linear(self.activation(linear(stretch, self.up_proj[e])), self.down_proj[e])
+                    for e, stretch in enumerate(rows.split(stretches.sizes))
+                    if len(stretch)
+                ]
+            )
         total: Tensor = _Combine.apply(
             results.to(weights.dtype), weights, stretches.tokens, stretches.slots
         )

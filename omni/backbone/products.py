@@ -42,6 +42,17 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def grouped_linear(
+    x: Float[Tensor, "rows width"], weights: Float[Tensor, "groups out width"], sizes: list[int]
+) -> Float[Tensor, "rows out"]:
+    """Multiply the first `sizes[0]` rows by the first matrix, the next by the second, and so on.
+
+    One step of autograd for all groups, which writes each gradient once to its place.
+    """
+    y: Tensor = _GroupedProduct.apply(x, weights, sizes)
+    return y
+
+
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
@@ -95,10 +106,38 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
-        rows = lambda tensor: tensor.reshape(-1, tensor.shape[-1])  # noqa: E731
+        grad_x = _onednn(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None
+        # The first factor is copied when it is transposed: let that be the smaller one.
+        grad, x = (tensor.reshape(-1, tensor.shape[-1]).t() for tensor in (grad, x))
+        if len(grad) <= len(x):
+            return grad_x, _onednn(grad, x, None)
+        return grad_x, _onednn(x, grad, None).t()
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """`grouped_linear`, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.sizes = sizes
+        parts = zip(x.split(sizes), weights.unbind(), strict=True)
+        return torch.cat([linear(part, weight) for part, weight in parts if len(part)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weights = ctx.saved_tensors
+        grads = grad.split(ctx.sizes)
+        grad_x = grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_x = _onednn(grad, weight.t(), None)
+            parts = zip(grads, weights.unbind(), strict=True)
+            grad_x = torch.cat([linear(part, weight.t()) for part, weight in parts if len(part)])
         if ctx.needs_input_grad[1]:
-            grad_weight = _onednn(rows(grad).t(), rows(x).t(), None)
-        return grad_x, grad_weight
+            grad_weights = torch.empty_like(weights)
+            places = zip(grads, x.split(ctx.sizes), grad_weights.unbind(), strict=True)
+            for part, rows, place in places:
+                torch.mm(part.t(), rows, out=place)  # zero where there are no rows
+        return grad_x, grad_weights, None
