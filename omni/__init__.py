@@ -26,6 +26,7 @@ from omni.errors import (
     NotEnoughMemoryError,
     OmniError,
     RequestError,
+    SchemaError,
     SessionError,
     UnsupportedMediaError,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "OmniProcessor",
     "Reply",
     "RequestError",
+    "SchemaError",
     "Session",
     "SessionError",
     "UnsupportedMediaError",

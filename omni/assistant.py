@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omni.encoding import StageTimes, source_layout
 from omni.evidence import make_evidence
 from omni.footprint import Runtime
 from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
+from omni.grammar import Grammars
 from omni.inputs import OmniInputs
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.model import OmniModel
@@ -178,7 +179,10 @@ class Assistant:
             options: ``MediaOptions`` (``reduction``, ``fps``, ``num_frames``, ``dpi``,
                 ``audio_in_video``, ``max_tokens``, ``max_memory``), ``GenerationOptions``
                 (``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``,
-                ``reasoning_budget``, ``reasoning_grace``), and ``thinking``, ``tools``.
+                ``reasoning_budget``, ``reasoning_grace``, ``schema``), and ``thinking``,
+                ``tools``. With ``schema`` (a JSON Schema as a dict or a file, a pydantic model
+                class) the answer is JSON that is valid for it, and ``parsed`` has its values; the
+                prompt does not mention it.
 
         Returns:
             The answer with ledger and evidence.
@@ -248,7 +252,12 @@ class Assistant:
         return self.reply_lots([[prompt] for prompt in prompts], **options)
 
     def reply_lots(
-        self, lots: Sequence[Sequence[OmniInputs]], *, rows: int = 0, **options: Any
+        self,
+        lots: Sequence[Sequence[OmniInputs]],
+        *,
+        rows: int = 0,
+        schemas: Sequence[Any] | None = None,
+        **options: Any,
     ) -> list[Reply]:
         """Answer several questions about each of several lots of media, which are read once.
 
@@ -257,6 +266,7 @@ class Assistant:
                 opened media, and each pair satisfies `omni.shared_prompts.shares_media`.
             rows: Answers made at a time; 0 is all. With sampling the r-th of them uses
                 ``seed + r``.
+            schemas: One for each prompt, in place of the options' one; None for free text.
             options: As in `chat`.
 
         Returns:
@@ -268,13 +278,23 @@ class Assistant:
         begin = time.perf_counter()
         marks: dict[str, float] = {}
         thinking = bool(options.get("thinking"))
-        readers = self._read_answers(lots, generation, thinking, marks, rows)
+        readers = self._read_answers(lots, generation, thinking, marks, rows, schemas)
         marks["total"] = time.perf_counter() - begin
         replies = []
-        for inputs, reader in zip(chain.from_iterable(lots), readers, strict=True):
+        own = repeat(generation.schema, len(readers)) if schemas is None else schemas
+        prompts = chain.from_iterable(lots)
+        for inputs, reader, schema in zip(prompts, readers, own, strict=True):
             ledger = self._ledger(inputs, reader.num_tokens)
             ledger.seconds = {name: round(seconds, 4) for name, seconds in marks.items()}
-            replies.append(Reply(text=reader.text, reasoning=reader.reasoning, ledger=ledger))
+            replies.append(
+                Reply(
+                    text=reader.text,
+                    reasoning=reader.reasoning,
+                    finish_reason=reader.finish_reason,
+                    parsed=reader.parse(schema),
+                    ledger=ledger,
+                )
+            )
         return replies
 
     def _answers(
@@ -290,6 +310,7 @@ class Assistant:
         thinking: bool,
         marks: dict[str, float],
         rows: int = 0,
+        schemas: Sequence[Any] | None = None,
     ) -> list[TextReader]:
         readers: list[TextReader] = []
         begin = time.perf_counter()
@@ -303,10 +324,18 @@ class Assistant:
         ):
             marks["prefill"] += time.perf_counter() - begin
             own = [TextReader(self.processor, thinking) for _ in part.logits]
-            for step in generate(self.model, part, generation, self.vocabulary):
+            steps = generate(
+                self.model,
+                part,
+                generation,
+                self.vocabulary,
+                thinking=thinking,
+                schemas=None if schemas is None else schemas[len(readers) :],
+            )
+            for step in steps:
                 for row, token in step:
                     own[row].add(token)
-            readers += [reader.finish() for reader in own]
+            readers += [reader.finish(row in part.ended) for row, reader in enumerate(own)]
             begin = time.perf_counter()
         return readers
 
@@ -316,7 +345,7 @@ class Assistant:
         """Sort the options of `chat` to where they belong.
 
         Raises:
-            RequestError: A value is out of bounds.
+            RequestError: A value is out of bounds, or nothing can be answered by the schema.
             TypeError: A name is unknown.
         """
         rest = {k: v for k, v in options.items() if k not in ("thinking", "tools")}
@@ -328,6 +357,7 @@ class Assistant:
                 f"Unknown option(s) {', '.join(map(repr, rest))}; expected thinking, tools or one "
                 f"of {', '.join(known)}."
             )
+        self.vocabulary.check_schema(generation, bool(options.get("thinking")))
         return media_options, generation
 
     def _prepare(
@@ -395,8 +425,14 @@ class AnswerStream(Iterator[str]):
         )
         self.marks["prefill"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        steps = generate(assistant.model, self.prompt, self.generation, assistant.vocabulary)
-        yield from self.reader.read(steps)
+        steps = generate(
+            assistant.model,
+            self.prompt,
+            self.generation,
+            assistant.vocabulary,
+            thinking=self.reader.is_thinking,
+        )
+        yield from self.reader.read(steps, self.prompt.ended)
         self.marks["decode"] = time.perf_counter() - begin
         self.marks["total"] = time.perf_counter() - self.start
 
@@ -409,6 +445,8 @@ class AnswerStream(Iterator[str]):
         return Reply(
             text=self.reader.text,
             reasoning=self.reader.reasoning,
+            finish_reason=self.reader.finish_reason,
+            parsed=self.reader.parse(self.generation.schema),
             ledger=ledger,
             evidence=make_evidence(
                 self.inputs.media,
@@ -425,7 +463,7 @@ class AnswerStream(Iterator[str]):
         return Request(
             question=_question(self.messages),
             model=self.assistant.name,
-            settings={**asdict(self.generation), **self.options},
+            settings={**asdict(self.generation), **self.options, "schema": self.generation.schema},
             media=self.inputs.media,
             pixel_mean=config.norm_mean,
             pixel_std=config.norm_std,
@@ -456,6 +494,7 @@ def build_vocabulary(model: OmniModel, processor: OmniProcessor) -> Vocabulary:
         line_break=breaks,
         close_at_break=tuple(close),
         close_anywhere=(*processor.tokenise(".\n"), *close),
+        grammars=Grammars(tokenizer, stop),
     )
 
 

@@ -9,7 +9,8 @@
     │   ├── MediaLimitError         over a limit on bytes, pixels, seconds, frames or pages
     │   └── MediaTimeoutError       its decoder did not come back in time
     ├── RequestError            a prompt, message or option is wrong
-    │   └── ContextLengthError      the request does not fit the context or the token budget
+    │   ├── ContextLengthError      the request does not fit the context or the token budget
+    │   └── SchemaError             an answer's schema is wrong, or no answer to it can be made
     ├── AlignmentError          features and placeholders disagree
     ├── CheckpointError         a checkpoint is missing, incomplete or not ours to read
     │   └── ConfigError             its config has unknown, missing or contradicting fields
@@ -59,6 +60,10 @@ class RequestError(OmniError, ValueError):
 
 class ContextLengthError(RequestError):
     """The request does not fit the model's context or the given token budget."""
+
+
+class SchemaError(RequestError):
+    """A schema for answers is wrong, unsupported, or has no answer within ``max_new_tokens``."""
 
 
 class AlignmentError(OmniError, ValueError):

@@ -4,12 +4,13 @@
 2. Choose a token per row: forbid media ids, then take the best or sample.
 3. Step the rows that go on; rows that have ended leave the batch and the cache.
 
+With a schema, step 2 allows what the schema allows, once reasoning has ended (`omni.grammar`).
 Rows never influence each other, so an answer does not depend on the batch it was made in.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from omni.backbone.cache import HybridCache
 from omni.encoding import StageTimes
-from omni.errors import RequestError
+from omni.errors import RequestError, SchemaError
+from omni.grammar import Answer, Grammars
 from omni.inputs import OmniInputs
 from omni.memory import PREFILL_CHUNK, release_heap
+from omni.schema import read_schema
 from token_reduction import TokenLayout
 
 CHUNKS_PER_RELEASE = 4  # chunks after which freed memory goes back to the system: milliseconds
@@ -38,6 +41,8 @@ class GenerationOptions:
         seed: Row r of a batch samples with ``seed + r``.
         reasoning_budget: Tokens after which reasoning ends at the next line break; None: no bound.
         reasoning_grace: Tokens after the budget at which reasoning is ended wherever it stands.
+        schema: JSON Schema that the answer keeps to, as `omni.schema.read_schema` takes it; kept
+            as a dict. The answer is complete even when it reaches ``max_new_tokens``.
     """
 
     max_new_tokens: int = 256
@@ -47,8 +52,11 @@ class GenerationOptions:
     seed: int = 0
     reasoning_budget: int | None = None
     reasoning_grace: int = 1024
+    schema: Any = None
 
     def __post_init__(self) -> None:
+        if self.schema is not None:
+            object.__setattr__(self, "schema", read_schema(self.schema))
         bounds = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 or more"),
@@ -73,6 +81,7 @@ class Vocabulary:
         line_break: Ids of tokens that contain a line break.
         close_at_break: Forced when reasoning ends at a line break.
         close_anywhere: Forced when reasoning ends in mid-line.
+        grammars: Of the tokenizer, for answers by a schema.
     """
 
     stop: frozenset[int]
@@ -81,6 +90,25 @@ class Vocabulary:
     line_break: frozenset[int] = frozenset()
     close_at_break: tuple[int, ...] = ()
     close_anywhere: tuple[int, ...] = ()
+    grammars: Grammars | None = None
+
+    def check_schema(self, options: GenerationOptions, thinking: bool) -> None:
+        """Refuse a schema to which no answer can be given.
+
+        Raises:
+            SchemaError: It is wrong or unsupported, or its shortest answer does not fit.
+        """
+        if options.schema is None:
+            return
+        assert self.grammars is not None
+        shortest = len(self.grammars.compile(options.schema).shortest)
+        least = shortest + (len(self.close_anywhere) if thinking else 0)
+        if options.max_new_tokens < least:
+            what = "a short answer to the schema" + (" after reasoning" if thinking else "")
+            raise SchemaError(
+                f"max_new_tokens is {options.max_new_tokens}, but {what} takes {least} tokens; "
+                "raise it, or ask for less."
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,12 +120,14 @@ class Prefilled:
         cache: The decoder's state.
         attention_mask: ``(batch, seq)``, True where a position is real.
         layouts: What reduction kept of each medium.
+        ended: Rows that ended their answer by themselves, before ``max_new_tokens`` did.
     """
 
     logits: Float[Tensor, "batch vocab"]
     cache: Any
     attention_mask: Tensor
     layouts: list[TokenLayout] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
 
 
 @torch.no_grad()
@@ -201,27 +231,37 @@ def _read(
 
 
 def generate(
-    model: Any, prompt: Prefilled, options: GenerationOptions, vocabulary: Vocabulary
+    model: Any,
+    prompt: Prefilled,
+    options: GenerationOptions,
+    vocabulary: Vocabulary,
+    *,
+    thinking: bool = False,
+    schemas: Sequence[Any] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Continue prompts token by token.
 
     Args:
         model: The model that prefilled them.
-        prompt: Consumed: its cache moves on with the answer.
+        prompt: Consumed: its cache moves on with the answer, and it notes which rows have ended.
         options: How to choose and when to stop.
         vocabulary: Ids that steer.
+        thinking: Whether answers begin with reasoning, to which a schema does not apply.
+        schemas: One for each row, and perhaps more, in place of that of the options.
 
     Yields:
         The new ``(row, token)`` pairs of each step, for the rows still going. A stop token ends
         its row and is not yielded.
     """
     rows = list(range(len(prompt.logits)))
-    choosers = [_Chooser(options, vocabulary, row) for row in rows]
+    own = [options if schemas is None else replace(options, schema=schemas[row]) for row in rows]
+    choosers = [_Chooser(own[row], vocabulary, row, thinking) for row in rows]
     logits, mask = prompt.logits, prompt.attention_mask
     is_padded = not bool(mask.all())
     for step in range(options.max_new_tokens):
         chosen = [choosers[row](scores) for row, scores in zip(rows, logits, strict=True)]
         going = [i for i, token in enumerate(chosen) if token not in vocabulary.stop]
+        prompt.ended.update(row for row in rows if choosers[row].has_ended)
         rows, chosen = [rows[i] for i in going], [chosen[i] for i in going]
         if not rows:
             return
@@ -251,21 +291,42 @@ def _select(cache: Any, rows: Sequence[int]) -> None:
 
 
 class _Chooser:
-    """Chooses one row's tokens; keeps its random state and its reasoning budget."""
+    """Chooses one row's tokens; keeps its random state, reasoning budget and grammar."""
 
-    def __init__(self, options: GenerationOptions, vocabulary: Vocabulary, row: int) -> None:
+    def __init__(
+        self, options: GenerationOptions, vocabulary: Vocabulary, row: int, thinking: bool
+    ) -> None:
         self.options = options
         self.vocabulary = vocabulary
         self.random = torch.Generator().manual_seed(options.seed + row)
         self.forced: deque[int] = deque()
         self.reasoned = 0
         self.is_reasoning = options.reasoning_budget is not None
+        if options.schema is not None:  # no end of reasoning may be forced into an answer
+            self.is_reasoning &= thinking
+        self.is_thinking = thinking
+        self.left = options.max_new_tokens
+        self.has_ended = False
+        self.answer: Answer | None = None
+        if options.schema is not None:
+            vocabulary.check_schema(options, thinking)
+            assert vocabulary.grammars is not None
+            self.answer = vocabulary.grammars.compile(options.schema).start()
 
     def __call__(self, logits: Float[Tensor, " vocab"]) -> int:
         """Return the next token."""
+        if self.answer is not None and self.is_thinking and not self.forced:
+            self._leave_room(self.answer)
         token = self.forced.popleft() if self.forced else self._pick(logits)
+        if token == self.vocabulary.think_end:
+            self.is_thinking = False
         if self.is_reasoning and not self.forced:
             self._watch_budget(token)
+        self.left -= 1
+        self.has_ended = token in self.vocabulary.stop
+        if self.answer is not None:
+            is_over = self.has_ended or self.answer.is_closed
+            self.has_ended = is_over and not self.answer.was_steered
         return token
 
     def _pick(self, logits: Tensor) -> int:
@@ -273,10 +334,25 @@ class _Chooser:
         if self.vocabulary.banned:
             banned = torch.tensor(self.vocabulary.banned, device=scores.device)
             scores = scores.index_fill(0, banned, -torch.inf)
+        if self.answer is None:
+            return self._best(scores)
+        if self.is_thinking:  # no answer yet, so it cannot end
+            stop = torch.tensor(sorted(self.vocabulary.stop), device=scores.device)
+            return self._best(scores.index_fill(0, stop, -torch.inf))
+        allowed = self.answer.allowed(len(scores)).to(scores.device)
+        return self.answer.take(self._best(scores.where(allowed, -torch.inf)), self.left)
+
+    def _best(self, scores: Tensor) -> int:
         if self.options.temperature == 0:
             return int(scores.argmax())
         weights = keep_likely(scores.cpu() / self.options.temperature, self.options)
         return int(torch.multinomial(weights, 1, generator=self.random))
+
+    def _leave_room(self, answer: Answer) -> None:
+        """End reasoning while the shortest answer still fits."""
+        if self.left <= len(self.vocabulary.close_anywhere) + len(answer.plan):
+            self.forced.extend(self.vocabulary.close_anywhere)
+            self.is_reasoning = False
 
     def _watch_budget(self, token: int) -> None:
         """End reasoning at a line break after the budget, or by force after the grace."""

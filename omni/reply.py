@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omni.errors import RequestError
 from omni.evidence import MediaEvidence
@@ -17,6 +18,9 @@ class Reply:
     Attributes:
         text: What the model says, reasoning left out.
         reasoning: What it thought before, if thinking was on.
+        finish_reason: ``stop`` if the model ended it; ``length`` if ``max_new_tokens`` did. By a
+            schema it is complete then too, but values may be shorter than the model meant them.
+        parsed: With a schema, the answer as JSON types.
         ledger: Tokens, bytes and seconds.
         evidence: For every medium what was kept, merged and dropped, with seconds and boxes; see
             `omni.evidence.MediaEvidence`.
@@ -26,6 +30,8 @@ class Reply:
 
     text: str
     reasoning: str = ""
+    finish_reason: str = "stop"
+    parsed: Any = None
     ledger: Ledger
     evidence: list[MediaEvidence] = field(default_factory=list)
     request: Request | None = field(default=None, repr=False, compare=False)

@@ -96,12 +96,23 @@ class SessionStream(Iterator[str]):
         self.assistant, self.opened, self.snapshot = assistant, opened, snapshot
         self.question = question
         self.generation, self.thinking = self._settle(options)
+        assistant.vocabulary.check_schema(self.generation, self.thinking)
         self.input_ids = self._read_on(question, history)
         self.reader = TextReader(assistant.processor, self.thinking)
         self._check_fit()
         self.marks = {"prepare": time.perf_counter() - start}
-        steps = _steps(assistant, snapshot, self.input_ids, self.generation, self.marks, start)
-        self.pieces = self.reader.read(steps)
+        ended: set[int] = set()
+        steps = _steps(
+            assistant,
+            snapshot,
+            self.input_ids,
+            self.generation,
+            self.thinking,
+            ended,
+            self.marks,
+            start,
+        )
+        self.pieces = self.reader.read(steps, ended)
 
     def __next__(self) -> str:
         """The next piece of text."""
@@ -126,6 +137,8 @@ class SessionStream(Iterator[str]):
         return Reply(
             text=self.reader.text,
             reasoning=self.reader.reasoning,
+            finish_reason=self.reader.finish_reason,
+            parsed=self.reader.parse(self.generation.schema),
             ledger=ledger,
             evidence=list(opened.evidence),
             request=self._request() if opened.media else None,
@@ -226,10 +239,12 @@ def _steps(
     snapshot: CacheSnapshot,
     input_ids: torch.Tensor,
     generation: GenerationOptions,
+    thinking: bool,
+    ended: set[int],
     marks: dict[str, float],
     start: float,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Read a question behind a snapshot and answer it; note the seconds.
+    """Read a question behind a snapshot and answer it; note the seconds, and whether it ended.
 
     No method: a stream that is given up must end at once, and free its place behind the snapshot,
     which it would not if stream and generator referred to each other.
@@ -240,9 +255,12 @@ def _steps(
     cache.restore(snapshot)
     try:
         prompt = continue_prompt(assistant.model, cache, input_ids)
+        prompt.ended = ended
         marks["prefill"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        yield from generate(assistant.model, prompt, generation, assistant.vocabulary)
+        yield from generate(
+            assistant.model, prompt, generation, assistant.vocabulary, thinking=thinking
+        )
     finally:
         cache.rewind(snapshot)
     marks["decode"] = time.perf_counter() - begin

@@ -1,6 +1,8 @@
 """Answer tokens become text, piece by piece."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 from omni.processor import OmniProcessor
 
@@ -22,6 +24,7 @@ class TextReader:
         self.text = ""
         self.last_piece = ""
         self.num_tokens = 0
+        self.finish_reason = "stop"
 
     @property
     def reasoning(self) -> str:
@@ -40,11 +43,17 @@ class TextReader:
         self.tokens.append(token)
         return self._grow(self._decode().rstrip("\ufffd"))
 
-    def read(self, steps: Iterable[list[tuple[int, int]]]) -> Iterator[str]:
+    def read(
+        self, steps: Iterable[list[tuple[int, int]]], ended: Collection[int] = (0,)
+    ) -> Iterator[str]:
         """Take the tokens of a generation of one row; yield text as it becomes certain.
 
         While the model thinks, an empty piece is yielded for each token, so that who reads can
         show the reasoning grow, or stop it.
+
+        Args:
+            steps: From `omni.generation.generate`.
+            ended: Then has row 0 if the model ended it (``Prefilled.ended``).
         """
         for step in steps:
             for _, token in step:
@@ -52,12 +61,17 @@ class TextReader:
                 piece = self.add(token)
                 if piece or was_thinking:
                     yield piece
-        piece = self.finish().last_piece
+        piece = self.finish(0 in ended).last_piece
         if piece:
             yield piece
 
-    def finish(self) -> "TextReader":
-        """Give up waiting for the rest of a character."""
+    def parse(self, schema: Any) -> Any:
+        """The answer as JSON types; None without a schema."""
+        return None if schema is None else json.loads(self.text)
+
+    def finish(self, has_ended: bool = True) -> "TextReader":
+        """Give up waiting for the rest of a character; note whether the model ended it."""
+        self.finish_reason = "stop" if has_ended else "length"
         self.last_piece = self._grow(self._decode())
         return self
 
