@@ -142,7 +142,7 @@ def load_session(path: str | Path, assistant: "Assistant | None" = None) -> "Ses
 
 def batch(
     items: "str | Path | Iterable[str | Path | Mapping[str, Any]]",
-    questions: "str | Sequence[str]" = (),
+    questions: "str | Sequence[Any] | Mapping[str, Any]" = (),
     *,
     model: "Assistant | str | Path | None" = None,
     **options: Any,
@@ -158,7 +158,8 @@ def batch(
     Args:
         items: A folder, a glob, a media file, a manifest (``.jsonl``, ``.csv``, ``.parquet``), or
             an iterable of paths and of rows such as ``{"path": "a.mp4", "question": "..."}``.
-        questions: One or several; a row's own question goes before.
+        questions: One or several, or a form: ``{"total": {"question": "...", "type": "number"}}``
+            (see docs/batch.md); a row's own question goes before.
         model: An assistant, a directory or a hub id; None is the embedded checkpoint.
         options: ``out``, ``per``, ``chunk_s``, ``batch_size``, ``timeout_s``, ``shard``,
             ``retry_errors`` of `omni.batching.BatchRun`, and the options of `Assistant.chat`.

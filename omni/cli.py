@@ -89,6 +89,13 @@ ReportOption = Annotated[
         "--report", metavar="FILE.html", help="Write what was kept of every input as one HTML file."
     ),
 ]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|MODULE:CLASS",
+        help="JSON Schema file, or pydantic model, that each answer keeps to; answers are JSON.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -117,6 +124,7 @@ def ask(
     max_new_tokens: AnswerOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
+    schema: SchemaOption = None,
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,6 +142,7 @@ def ask(
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "seed": seed,
+        "schema": schema,
     }
     if not as_json and report is None:
         answer = assistant.stream(question, *(files or []), **options)
@@ -149,6 +158,7 @@ def ask(
             {
                 "answer": reply.text,
                 **({"reasoning": reply.reasoning} if think else {}),
+                **({"parsed": reply.parsed} if schema is not None else {}),
                 "ledger": reply.ledger.to_dict(),
                 **({"report": str(report)} if report is not None else {}),
                 "model": assistant.name,
@@ -272,6 +282,10 @@ def batch(
         list[str] | None,
         typer.Option("--question", help="What to ask about every item; may be given repeatedly."),
     ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="A form: names of fields with their questions."),
+    ] = None,
     per: Annotated[str, typer.Option(help="item, or page: ask about each page.")] = "item",
     chunk: Annotated[
         str | None,
@@ -304,6 +318,7 @@ def batch(
     max_new_tokens: AnswerOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
+    schema: SchemaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask the same questions about many files; results as JSONL or Parquet.
@@ -314,13 +329,20 @@ def batch(
     command is wrong.
 
     For example: `omni batch photos --question "What is this?" --out answers.jsonl`
+
+    A form, form.yaml, asks for several fields, each with its type:
+    `omni batch receipts --questions form.yaml --out fields.jsonl`
+
+        total: {question: "What is the total?", type: number}
+        paid: {question: "How was it paid?", choices: [cash, card]}
     """
+    from omni.batching.questions import read_form
     from omni.batching.spans import parse_seconds
 
     chunk_s = None if chunk is None else parse_seconds(chunk)
     run = omni.batch(
         paths,
-        question or (),
+        [*(question or ()), *(read_form(questions) if questions is not None else ())],
         model=_load(model, device, adapter),
         expand=True,
         out=out,
@@ -337,6 +359,7 @@ def batch(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        schema=schema,
     )
     from omni.batching.progress import run_shown, summary_table
 

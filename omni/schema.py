@@ -240,9 +240,11 @@ def _bound(part: dict[str, Any]) -> None:
     ):
         # llguidance 1.9 takes "0" for above 0 and at most 0.5: a whole number that is excluded, and
         # another bound within one of it. There we step inside by 1/10,000 of the room.
-        edge = part.get(own)
-        near = [value for value in others if _is_number(value) and abs(value - (edge or 0)) < 1]
-        if _is_number(edge) and near and edge == int(edge):
+        edge: Any = part.get(own)
+        if not _is_number(edge) or edge != int(edge):
+            continue
+        near = [value for value in others if _is_number(value) and abs(value - edge) < 1]
+        if near:
             part[plain] = round(edge + sign * min(abs(value - edge) for value in near) * 1e-4, 12)
             del part[own]
 
@@ -252,23 +254,28 @@ def _is_number(value: Any) -> bool:
 
 
 def _close(part: dict[str, Any], closes: bool) -> None:
-    if "additionalProperties" in part or not closes:
+    if "additionalProperties" in part:
         return
     named = part.get("properties", {})
     is_open = set(part.get("required", ())) - set(named) or _OF_ANY_TYPE & part.keys()
-    if named and not is_open and "patternProperties" not in part:
+    if closes and named and not is_open and "patternProperties" not in part:
         part["additionalProperties"] = False
+    elif not closes:  # a recursive schema has no end when put together with itself
+        part["additionalProperties"] = _a_scalar()
     else:
         part["additionalProperties"] = {"$ref": f"#/$defs/{_ANY}"}
 
 
+def _a_scalar() -> dict[str, Any]:
+    kinds = ["null", "boolean", "string", "number"]
+    return {"type": kinds, "minimum": -MOST, "maximum": MOST}
+
+
 def _any_value() -> dict[str, Any]:
     again = {"$ref": f"#/$defs/{_ANY}"}
-    bounds = {"minimum": -MOST, "maximum": MOST}
     return {
         "anyOf": [
-            *({"type": name} for name in ("null", "boolean", "string")),
-            {"type": "number", **bounds},
+            _a_scalar(),
             {"type": "array", "items": again},
             {"type": "object", "additionalProperties": again},
         ]

@@ -18,7 +18,13 @@ def settings_of(media: MediaOptions, generation: GenerationOptions) -> dict[str,
         "reduction": dict(media.reduction),
         "max_memory": media.max_memory_bytes,
         **asdict(generation),
+        "schema": as_text(generation.schema),
     }
+
+
+def as_text(schema: dict[str, Any] | None) -> str | None:
+    """A schema as text: the order of its properties is that of the answer, so it counts."""
+    return None if schema is None else json.dumps(schema)
 
 
 def task_key(

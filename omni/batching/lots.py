@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from omni.batching.items import Item
 from omni.batching.spans import Span
@@ -24,6 +25,8 @@ class Task:
     """Of its result in the journal."""
     error_key: str
     """Of its error: errors name the file, so equal files do not share them."""
+    field: str | None = None
+    schema: dict[str, Any] | None = None
     inputs: OmniInputs | None = None
     open_s: float = 0.0
 

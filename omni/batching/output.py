@@ -106,7 +106,8 @@ class ParquetWriter:
         self.schema = pa.schema(
             dict.fromkeys(("item", "sha256"), text)
             | {"page": whole, "start_s": pa.float64(), "end_s": pa.float64()}
-            | dict.fromkeys(("question", "answer", "reasoning", "error", "message"), text)
+            | dict.fromkeys(("field", "question", "answer", "parsed", "finish_reason"), text)
+            | dict.fromkeys(("reasoning", "error", "message"), text)
             | {f"{name}_tokens": whole for name in ("prompt", "media", "text", "answer")}
             | {"lowered": text, "seed": whole, "model": text, "fingerprint": text}
             | {"versions": text, "row": text}
@@ -123,7 +124,11 @@ class ParquetWriter:
         span = record["span"] or {}
         self.rows.append(
             {
-                **{name: record[name] for name in ("item", "sha256", "question", "answer")},
+                **{
+                    name: record[name] for name in ("item", "sha256", "field", "question", "answer")
+                },
+                "parsed": None if record["parsed"] is None else json.dumps(record["parsed"]),
+                "finish_reason": record["finish_reason"],
                 **{name: span.get(name) for name in ("page", "start_s", "end_s")},
                 "reasoning": record["reasoning"],
                 "error": error.get("class"),

@@ -11,7 +11,8 @@ was stopped, nor which prompts shared a batch: an answer at temperature 0 does n
 """
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import IO, Any
 
 import omni
 from omni.assistant import Assistant
-from omni.batching.identity import settings_of, short_hash, task_key
+from omni.batching.identity import as_text, settings_of, short_hash, task_key
 from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.output import Writer, as_line, open_writer, sidecar
+from omni.batching.questions import Question, read_questions
 from omni.batching.spans import Span, check_chunk, cut, find_spans
 from omni.batching.summary import Summary
 from omni.errors import MediaError, RequestError
@@ -36,6 +38,7 @@ from omni.options import MediaOptions
 from omni.reduction import check_reduction
 from omni.reply import Reply
 
+RESULT = ("answer", "parsed", "finish_reason", "reasoning", "tokens", "error")
 HELD_BYTES = 256 * 2**20  # of opened pictures and recordings that wait for their group
 MAX_WINDOW_TASKS = 128  # after which records are written even if nothing had to be answered
 GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together
@@ -44,15 +47,17 @@ GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together
 class BatchRun(Iterator[dict[str, Any]]):
     """Answers questions about many items; iterate it for the records.
 
-    A record has ``item``, ``sha256``, ``span`` (page or seconds; None for the whole), ``question``,
-    ``answer``, ``reasoning``, ``tokens`` (prompt, media, text, answer; what a budget lowered),
-    ``error`` (class and message, or None), ``seed``, ``model``, ``versions`` and ``row``, the
-    further columns of a manifest. Nothing in it changes from run to run; seconds are in the file of
-    timings.
+    A record has ``item``, ``sha256``, ``span`` (page or seconds; None for the whole), ``field`` (of
+    a form), ``question``, ``answer``, ``parsed`` (with a schema, the answer's values),
+    ``finish_reason``, ``reasoning``, ``tokens`` (prompt, media, text, answer; what a budget
+    lowered), ``error`` (class and message, or None), ``seed``, ``model``, ``versions`` and ``row``,
+    the further columns of a manifest. Nothing in it changes from run to run; seconds are in the
+    file of timings.
 
     Args:
         items: A folder, glob, media file or manifest; or an iterable of paths and rows.
-        questions: One or several; a row's own question goes before.
+        questions: One or several, or a form as `omni.batching.questions.read_questions` takes it; a
+            row's own question goes before.
         assistant: Who answers.
         out: Result file, ``.jsonl`` or ``.parquet``. Beside it are the journal
             (``NAME.journal.jsonl``), by which a stopped run goes on, and the seconds of each task
@@ -75,7 +80,7 @@ class BatchRun(Iterator[dict[str, Any]]):
     def __init__(
         self,
         items: Any,
-        questions: str | Sequence[str] = (),
+        questions: str | Sequence[Any] | Mapping[str, Any] = (),
         *,
         assistant: Assistant,
         out: str | Path | None = None,
@@ -99,11 +104,12 @@ class BatchRun(Iterator[dict[str, Any]]):
             )
         self.assistant = assistant
         self.source = ItemSource(items, expand=expand)
-        self.questions = (questions,) if isinstance(questions, str) else tuple(questions)
+        self.questions = read_questions(questions)
         self.per_page, self.chunk_s = per == "page", chunk_s
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
-        self.options = options
         media, generation = _check_options(assistant, self.questions, options)
+        self.schema = generation.schema
+        self.options = {name: value for name, value in options.items() if name != "schema"}
         self.batch_size, self.rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
             self.batch_size = self.rows = 1
@@ -214,7 +220,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         for item in self.source:
             if self.shard is not None and not in_shard(item.name, self.shard):
                 continue
-            questions = item.questions or self.questions
+            questions = tuple(Question(text=text) for text in item.questions) or self.questions
             error: Exception | None = item.error
             sha256: str | None = None
             spans: list[Span | None] = [None]
@@ -228,30 +234,33 @@ class BatchRun(Iterator[dict[str, Any]]):
                 except Exception as caught:
                     error = caught
             for span in spans:
-                for question in questions or ("",):
+                for question in questions or (Question(text=""),):
                     task = self._task(item, sha256, span, question)
                     if error is not None and self._find(task) is None:
                         self._fail(task, error)
                     yield task
 
-    def _task(self, item: Item, sha256: str | None, span: Span | None, question: str) -> Task:
+    def _task(self, item: Item, sha256: str | None, span: Span | None, question: Question) -> Task:
+        schema = self.schema if question.schema is None else question.schema
         key = task_key(
             sha256=sha256 or f"unreadable {item.name}",
             span=span,
-            question=question,
+            question=question.text,
             fingerprint=self.model["fingerprint"],
-            settings=self.settings,
+            settings={**self.settings, "schema": as_text(schema)},
         )
         return Task(
             item=item,
             sha256=sha256,
             span=span,
-            question=question,
+            question=question.text,
+            field=question.field,
+            schema=schema,
             key=key,
             error_key=short_hash([key, item.name]),
         )
 
-    def _has_failed(self, item: Item, sha256: str, questions: Sequence[str]) -> bool:
+    def _has_failed(self, item: Item, sha256: str, questions: Sequence[Question]) -> bool:
         """Whether the journal knows that an item cannot even be opened."""
         tasks = [self._task(item, sha256, None, question) for question in questions]
         return all(task.error_key in self.journal for task in tasks)
@@ -300,7 +309,10 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _answer(self, group: Sequence[Lot]) -> None:
         try:
             prompts = [[task.inputs for task in lot if task.inputs is not None] for lot in group]
-            replies = self.assistant.reply_lots(prompts, rows=self.rows, **self.options)
+            schemas = [task.schema for lot in group for task in lot if task.inputs is not None]
+            replies = self.assistant.reply_lots(
+                prompts, rows=self.rows, schemas=schemas, **self.options
+            )
         except Exception as error:
             if len(group) > 1:  # one of them is to blame: alone, the others get their answers
                 for lot in group:
@@ -360,15 +372,16 @@ class BatchRun(Iterator[dict[str, Any]]):
             "item": task.item.name,
             "sha256": task.sha256,
             "span": None if task.span is None else task.span.to_dict(),
+            "field": task.field,
             "question": task.question,
-            **{name: found.get(name) for name in ("answer", "reasoning", "tokens", "error")},
+            **{name: found.get(name) for name in RESULT},
             **{name: found[name] for name in ("seed", "model", "versions")},
             "row": dict(task.item.row),
         }
 
 
 def _check_options(
-    assistant: Assistant, questions: Iterable[str], options: dict[str, Any]
+    assistant: Assistant, questions: Iterable[Question], options: dict[str, Any]
 ) -> tuple[MediaOptions, GenerationOptions]:
     """Refuse what would make every record an error, before anything runs."""
     media, generation = assistant.read_options(options)
@@ -377,8 +390,9 @@ def _check_options(
         if modality in media.reduction:
             check_reduction(media.reduction[modality], modality, assistant.model.config)
     for question in questions:
-        if not question.strip():
-            raise RequestError("A question is empty; expected text.")
+        if question.schema is not None:
+            own = replace(generation, schema=question.schema)
+            assistant.vocabulary.check_schema(own, bool(options.get("thinking")))
     return media, generation
 
 
@@ -387,6 +401,8 @@ def _result(reply: Reply) -> dict[str, Any]:
     lowered = {change.partition(": ")[2] for change in ledger.lowered}
     return {
         "answer": reply.text,
+        "parsed": reply.parsed,
+        "finish_reason": reply.finish_reason,
         "reasoning": reply.reasoning,
         "tokens": {
             "prompt": ledger.prompt_tokens,

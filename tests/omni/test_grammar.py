@@ -43,6 +43,12 @@ LEAVES = st.one_of(
             {"type": ["integer", "null"]},
             {"enum": ["red", "green", 3, None, {"a": [1.5]}]},
             {"const": 'quo"te\\'},
+            {
+                "allOf": [
+                    {"properties": {"a": {"type": "integer"}}, "required": ["a"]},
+                    {"properties": {"b": {"type": "null"}}},
+                ]
+            },
             {},
         ]
     ),

@@ -5,6 +5,7 @@ import random
 import tracemalloc
 from contextlib import contextmanager
 
+import jsonschema
 import pytest
 
 import omni
@@ -12,7 +13,7 @@ from omni import identity
 from omni.assistant import Assistant
 from omni.batching import BatchRun
 from omni.batching import run as run_module
-from omni.errors import CorruptMediaError, RequestError
+from omni.errors import CorruptMediaError, RequestError, SchemaError
 from omni.media import load_media
 from tests.support import media as samples
 from tests.support import tiny_omni
@@ -338,3 +339,59 @@ def test_parquet_has_the_same_results(folder, assistant, tmp_path):
     before = (tmp_path / "r.parquet").read_bytes()
     records(folder, assistant, out=tmp_path / "r.parquet")
     assert (tmp_path / "r.parquet").read_bytes() == before
+
+
+TOTAL = {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
+FORM = {
+    "total": {"question": "What is the total?", "schema": TOTAL},
+    "paid": {"question": "How was it paid?", "choices": ["cash", "card"]},
+    "words": "What is written there?",
+}
+
+
+def test_a_form_gives_each_field_its_own_schema_and_its_name(folder, assistant):
+    options = {"assistant": assistant, "max_new_tokens": 30}
+    found = list(BatchRun(folder, FORM, **options))
+    by_field = {name: [r for r in found if r["field"] == name] for name in FORM}
+    assert [len(group) for group in by_field.values()] == [8, 8, 8]
+    for name, group in by_field.items():
+        for record in (record for record in group if record["error"] is None):
+            if name == "words":
+                assert record["parsed"] is None
+                continue
+            assert record["parsed"] == json.loads(record["answer"])
+            schema = TOTAL if name == "total" else {"enum": ["cash", "card"]}
+            jsonschema.validate(record["parsed"], schema)
+            asked = assistant.ask(
+                record["question"], record["item"], schema=schema, max_new_tokens=30
+            )
+            assert asked.text == record["answer"]
+    assert list(BatchRun(folder, FORM, batch_size=1, **options)) == found
+
+
+def test_a_schema_is_part_of_what_a_run_goes_on_by(tmp_path, folder, assistant, monkeypatch):
+    out = tmp_path / "answers.jsonl"
+    options = {"assistant": assistant, "out": out, "max_new_tokens": 40}
+    swapped = {**TOTAL, "properties": {"b": {"type": "null"}, "total": {"type": "integer"}}}
+    turned = {**TOTAL, "properties": {"total": {"type": "integer"}, "b": {"type": "null"}}}
+    for schema, expected in ((TOTAL, 7), (TOTAL, 0), (None, 7), (swapped, 7), (turned, 7)):
+        with counting(assistant, monkeypatch) as asked:
+            list(BatchRun(folder, "What?", schema=schema, **options))
+        assert len(asked) == expected
+
+
+def test_schemas_are_refused_before_anything_runs(folder, assistant):
+    with pytest.raises(SchemaError, match="max_new_tokens is 4"):
+        records(folder, assistant, schema=TOTAL)
+    form = {"n": {"question": "How many?", "schema": {"type": "integer", "minimun": 1}}}
+    with pytest.raises(SchemaError, match="did you mean 'minimum'"):
+        BatchRun(folder, form, assistant=assistant)
+
+
+def test_parsed_values_are_json_text_in_parquet(tmp_path, folder, assistant):
+    pq = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "answers.parquet"
+    list(BatchRun(folder, FORM, assistant=assistant, out=out, max_new_tokens=30))
+    rows = pq.read_table(out).to_pylist()
+    row = next(row for row in rows if row["field"] == "paid" and row["error"] is None)
+    assert json.loads(row["parsed"]) in ("cash", "card")
