@@ -27,6 +27,7 @@ PUBLIC = [
     "OmniProcessor",
     "Reply",
     "RequestError",
+    "SchemaError",
     "Session",
     "SessionError",
     "UnsupportedMediaError",

@@ -68,6 +68,27 @@ def test_ask_json_is_one_object_with_answer_ledger_model_and_version(run, model_
     assert set(medium["seconds"]) == {"decode", "encode", "reduce"}
 
 
+def test_ask_by_a_schema_is_json_with_its_values(run, model_dir, picture, tmp_path):
+    (tmp_path / "digit.json").write_text('{"type": "integer", "minimum": 0, "maximum": 9}')
+    arguments = ("--model", model_dir, "--schema", tmp_path / "digit.json")
+    code, out, _ = run("ask", "Which?", picture, *arguments, "--json")
+    assert code == 0
+    assert json.loads(out)["parsed"] == json.loads(json.loads(out)["answer"]) in range(10)
+    code, out, err = run("ask", "Which?", picture, "--model", model_dir, "--schema", "nowhere.json")
+    assert (code, out) == (2, "")
+    assert "nowhere.json: no schema can be read there" in err
+
+
+def test_batch_asks_the_fields_of_a_form(run, model_dir, picture, tmp_path):
+    (tmp_path / "form.yaml").write_text("digit: {question: 'Which?', choices: [1, 2]}\nwhat: What?")
+    out = tmp_path / "fields.jsonl"
+    form = ("--questions", tmp_path / "form.yaml", "--out", out, "--max-new-tokens", 5)
+    assert run("batch", picture, "--model", model_dir, *form)[0] == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["field"] for record in found] == ["digit", "what"]
+    assert found[0]["parsed"] in (1, 2)
+
+
 def test_ask_writes_a_report_beside_the_answer(run, model_dir, picture, tmp_path):
     page = tmp_path / "out.html"
     arguments = ("--model", model_dir, "--max-new-tokens", 5, "--report", page)
