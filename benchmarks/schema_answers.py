@@ -4,7 +4,7 @@
     python benchmarks/schema_answers.py --files DIR --runs 500 --out results.json
 
 Takes the schemas below in turn, each with the next file, temperature (0, 0.8, 1.5) and bound on the
-answer's length (just enough, and up to 160 tokens), eight requests at a time. Each answer is parsed
+answer's length (just enough, and up to 100 tokens), twenty requests at a time. Each answer is parsed
 by Python's json and checked by the jsonschema package, which know nothing of the grammar that made
 it. Prints one JSON line; every failure is in it. Exit code 1 if there is one.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import random
+import sys
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -27,7 +28,7 @@ import omni
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "media"
 TEMPERATURES = (0.0, 0.8, 1.5)
-ROWS = 8
+ROWS = 20
 KINDS = {".png", ".jpg", ".jpeg", ".wav", ".mp4", ".pdf"}
 
 TEXT = {"type": "string"}
@@ -166,7 +167,7 @@ def main() -> None:
     bounds = {}
     for name in names:
         shortest = len(assistant.vocabulary.grammars.compile(SCHEMAS[name]).shortest)
-        bounds[name] = (shortest, shortest + 9, 160)
+        bounds[name] = (shortest, shortest + 9, 100)
     counts: Counter[str] = Counter()
     failures, tokens = [], 0
     for start in range(0, options.runs, ROWS):
@@ -186,6 +187,7 @@ def main() -> None:
         replies = assistant.reply_lots(
             [[prompt] for prompt in prompts], schemas=[SCHEMAS[name] for name in chosen], **request
         )
+        print(f"{start + len(chosen)} of {options.runs}", file=sys.stderr)
         for name, reply in zip(chosen, replies, strict=True):
             wrong = check(reply.text, SCHEMAS[name])
             counts["answers"] += 1
