@@ -3,10 +3,10 @@
     python benchmarks/schema_answers.py                                  # examples/media
     python benchmarks/schema_answers.py --files DIR --runs 500 --out results.json
 
-Takes the schemas below in turn, each with the next file, temperature (0, 0.8, 1.5) and bound on the
-answer's length (just enough, and up to 100 tokens), twenty requests at a time. Each answer is parsed
-by Python's json and checked by the jsonschema package, which know nothing of the grammar that made
-it. Prints one JSON line; every failure is in it. Exit code 1 if there is one.
+Takes the schemas below in turn, each with the next file, temperature (0, 0.8, 1.5) and bound on
+the answer's length (just enough, and up to 100 tokens), twenty requests at a time. Each answer is
+parsed by Python's json and checked by the jsonschema package, which know nothing of the grammar
+that made it. Prints one JSON line; every failure is in it. Exit code 1 if there is one.
 """
 
 import argparse
