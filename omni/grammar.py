@@ -1,6 +1,6 @@
 """Answers that keep to a JSON Schema: which tokens may come next, and how to end in time.
 
-The tokens that a schema allows come from llguidance (docs/adr/0009). What it does not know is that
+The tokens that a schema allows come from llguidance (docs/adr/0010). What it does not know is that
 an answer must end: this module keeps a plan beside each answer, tokens that would complete it.
 
     answer so far   {"shop": "Spar", "total":
