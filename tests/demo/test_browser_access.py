@@ -86,6 +86,7 @@ def test_a_question_is_asked_with_the_keyboard_alone(visit):
     assert "TOTAL" in page.locator("#document-answer textarea").input_value()
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name_and_the_page_a_heading(visit):
     window = visit()
     page = window.page
