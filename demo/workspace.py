@@ -83,7 +83,6 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
                 lines=3,
                 max_lines=12,
                 interactive=False,
-                buttons=["copy"],
                 elem_id=f"{name}-answer",
             )
             tries = draw_samples(workspace.samples)

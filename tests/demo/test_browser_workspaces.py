@@ -53,7 +53,7 @@ def test_the_plan_changes_with_the_budget_and_the_overlay_shows_what_was_dropped
     page.locator("#video-shown .preview").wait_for()
     as_asked = planned(window, "video")
     budget = page.locator("#video-budget input[type=number]")
-    budget.fill("176")
+    budget.fill("224")
     budget.press("Tab")
     page.locator("#video-plan").get_by_text("Lowered to fit the budget").wait_for()
     assert planned(window, "video") < as_asked
