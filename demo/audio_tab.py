@@ -20,6 +20,7 @@ def draw_audio_tab(models: Models, visitors: Visitors) -> None:
         modalities=["audio"],
         samples=[WORD],
         draw_medium=_draw_medium,
+        answer="Answer or transcript",
     )
     draw_workspace(workspace, models, visitors)
 

@@ -49,12 +49,14 @@ class Workspace:
         modalities: Which media its files become.
         samples: Files and questions to try.
         draw_medium: Draws the component by which a file is chosen; its value is a path.
+        answer: What the answer is called.
     """
 
     name: str
     modalities: Sequence[Modality]
     samples: Sequence[Sample]
     draw_medium: Callable[[], gr.components.Component]
+    answer: str = "Answer"
 
 
 def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> None:
@@ -79,7 +81,7 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
                 ask = gr.Button("Ask", variant="primary", elem_id=f"{name}-ask")
                 stop = gr.Button("Stop", elem_id=f"{name}-stop")
             answer = gr.Textbox(
-                label="Answer",
+                label=workspace.answer,
                 lines=3,
                 max_lines=12,
                 interactive=False,
