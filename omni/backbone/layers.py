@@ -128,8 +128,13 @@ class GatedRMSNorm(nn.Module):
         self, x: Float[Tensor, "*batch channels"], gate: Float[Tensor, "*batch channels"]
     ) -> Float[Tensor, "*batch channels"]:
         """Gate, then normalise each group; the result has the dtype of the weights."""
-        gated = upcast(x) * F.silu(upcast(gate))
-        normed = rms_norm(gated.unflatten(-1, (self.num_groups, -1)), self.eps).flatten(-2)
+        if torch.is_grad_enabled():
+            gated = upcast(x) * F.silu(upcast(gate))
+            normed = rms_norm(gated.unflatten(-1, (self.num_groups, -1)), self.eps).flatten(-2)
+        else:
+            normed = F.silu(upcast(gate)).mul_(x)
+            grouped = normed.unflatten(-1, (self.num_groups, -1))
+            grouped.mul_(_inverse_rms(grouped, self.eps))
         return normed.to(self.weight.dtype) * self.weight
 
 

@@ -76,7 +76,7 @@ def ssd_scan(
             tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, pad))
         return tensor.unflatten(1, (c, q))
 
-    X = chunked(x).permute(0, 1, 3, 4, 2).reshape(*group_shape, head_dim, q)
+    X = chunked(x).permute(0, 1, 3, 4, 2).contiguous().view(*group_shape, head_dim, q)
     dt = chunked(dt).transpose(2, 3).reshape(*group_shape, q)
     B = chunked(B).transpose(2, 3)  # (b, c, g, q, n)
     C = chunked(C).permute(0, 1, 3, 4, 2)  # (b, c, g, n, q)
@@ -90,11 +90,13 @@ def ssd_scan(
     hidden = torch.ones(q, q, dtype=torch.bool, device=x.device).tril(-1)  # [j, t]: t before j
     if runs is not None:
         hidden = (hidden | (runs[..., :, None] != runs[..., None, :]))[:, :, None, None]
-    decay = (s[..., None, :] - s[..., :, None]).masked_fill(hidden, -torch.inf).exp()
+    decay = (s[..., None, :] - s[..., :, None]).masked_fill_(hidden, -torch.inf).exp_()
 
-    # 2. Within a chunk: y_t += sum_j x_j dt_j decay(j -> t) (B_j . C_t)
+    # 2. Within a chunk: y_t += sum_j x_j dt_j decay(j -> t) (B_j . C_t), and the skip D x_t
     BC = B @ C  # (b, c, g, j, t)
-    Y = X @ (decay * (BC.unsqueeze(3) * dt.unsqueeze(-1)))  # (b, c, g, r, p, q)
+    mixing = (BC.unsqueeze(3) * dt.unsqueeze(-1)).mul_(decay)
+    mixing.diagonal(dim1=-2, dim2=-1).add_(D.to(dtype).view(groups, -1, 1))
+    Y = X @ mixing  # (b, c, g, r, p, q)
 
     # 3. What each chunk adds to the state by its end: sum_j decay(j -> end) dt_j x_j B_j^T
     to_end = (s[..., -1:] - s).exp() * dt  # (b, c, g, r, q)
@@ -114,18 +116,34 @@ def ssd_scan(
         state = torch.zeros_like(added[:, 0])
     else:
         state = initial_state.to(dtype).unflatten(1, (groups, -1))
-    incoming = []
-    for add, keep in zip(added.unbind(1), through[..., None, None].unbind(1), strict=True):
-        incoming.append(state)
-        state = torch.addcmul(add, state, keep)
+    after = _carry(state, added, through[..., None, None])
 
-    # 5. From the incoming state to the outputs: y_t += decay(start -> t) S_in C_t, and the skip.
-    carried = torch.stack(incoming, dim=1).flatten(3, 4) @ C  # (b, c, g, r p, q)
-    Y = torch.addcmul(Y, carried.view_as(Y), from_start.unsqueeze(-2))
-    Y = torch.addcmul(Y, X, D.to(dtype).view(groups, -1, 1, 1))
+    # 5. From the incoming state to the outputs: y_t += decay(start -> t) S_in C_t.
+    carried = (after[:, :-1].flatten(3, 4) @ C[:, 1:]).view_as(Y[:, 1:])
+    Y[:, 1:].addcmul_(carried, from_start[:, 1:].unsqueeze(-2))
+    if initial_state is not None:
+        carried = (state.flatten(2, 3) @ C[:, 0]).view_as(Y[:, 0])
+        Y[:, 0].addcmul_(carried, from_start[:, 0].unsqueeze(-2))
     y = Y.reshape(batch, c, heads, head_dim, q).permute(0, 1, 4, 2, 3)
     y = y.reshape(batch, c * q, heads, head_dim)[:, :seq]
-    return y.to(x.dtype), state.flatten(1, 2)
+    return y.to(x.dtype), after[:, -1].flatten(1, 2).clone()  # not a view of all chunks
+
+
+def _carry(
+    state: Float[Tensor, "batch groups heads head_dim state"],
+    added: Float[Tensor, "batch chunk groups heads head_dim state"],
+    keep: Float[Tensor, "batch chunk groups heads 1 1"],
+) -> Float[Tensor, "batch chunk groups heads head_dim state"]:
+    """Return the state after every chunk; without gradients it takes the place of `added`."""
+    if torch.is_grad_enabled():
+        after = []
+        for add, k in zip(added.unbind(1), keep.unbind(1), strict=True):
+            state = torch.addcmul(add, state, k)
+            after.append(state)
+        return torch.stack(after, dim=1)
+    for place, k in zip(added.unbind(1), keep.unbind(1), strict=True):
+        state = place.addcmul_(state, k)
+    return added
 
 
 def number_runs(segment_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
