@@ -14,9 +14,9 @@ import numpy as np
 
 from finetune.data import BadRow, Collator, Dataset, Sample, num_targets
 from finetune.data.encode import decode_media, encode_sample, with_max_length
-from finetune.feature_cache import FeatureCache
 from finetune.settings import FinetuneSettings
 from omni.errors import OmniError
+from omni.feature_cache import FeatureCache
 from omni.inputs import OmniInputs
 from omni.options import MediaOptions
 from omni.processor import OmniProcessor

@@ -27,7 +27,6 @@ from finetune.balancing import Balancer
 from finetune.batches import Batches, Step, num_steps
 from finetune.data import BadRow, Dataset, Origin
 from finetune.evaluation import Evaluation, choose_samples, evaluate
-from finetune.feature_cache import FeatureCache
 from finetune.log import MetricsLog
 from finetune.saving import save_result
 from finetune.settings import FinetuneSettings
@@ -35,6 +34,7 @@ from finetune.state import check_same_run, load_best, load_state, save_best, sav
 from finetune.trainable import Explanation, make_trainable, trained_parameters
 from omni.assistant import Assistant
 from omni.errors import RequestError
+from omni.feature_cache import FeatureCache
 from omni.inputs import OmniInputs
 from omni.model import OmniModel
 from omni.options import MediaOptions
@@ -173,9 +173,7 @@ def finetune(
         settings,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        cache=FeatureCache(Path(settings.cache_features), model)
-        if settings.cache_features
-        else None,
+        cache=_feature_cache(model, settings),
     )
     log = MetricsLog(out, progress.step, tensorboard=settings.tensorboard) if is_main else None
     started = time.perf_counter()  # waiting for data is part of a step
@@ -241,6 +239,18 @@ def finetune(
         )
     accelerator.wait_for_everyone()
     return result
+
+
+def _feature_cache(model: OmniModel, settings: FinetuneSettings) -> FeatureCache | None:
+    if not settings.cache_features:
+        return None
+    towers = [tower for tower in (model.vision_model, model.audio_tower) if tower is not None]
+    if any(p.requires_grad for tower in towers for p in tower.parameters()):
+        raise RequestError(
+            "Features cannot be cached while the towers are trained: they change with every "
+            "step. Leave cache_features out, or choose a preset without towers."
+        )
+    return FeatureCache(Path(settings.cache_features), model)
 
 
 def train_step(

@@ -7,8 +7,8 @@ import torch
 
 from finetune.batches import Batches
 from finetune.data import open_dataset
-from finetune.feature_cache import FeatureCache
 from omni.errors import RequestError
+from omni.feature_cache import FeatureCache
 from tests.finetune.test_loop import SETTINGS, conversation, losses, run
 from tests.support import tiny_omni
 from tests.support.rows import write_jsonl, write_media
