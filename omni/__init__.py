@@ -161,8 +161,9 @@ def batch(
         questions: One or several, or a form: ``{"total": {"question": "...", "type": "number"}}``
             (see docs/batch.md); a row's own question goes before.
         model: An assistant, a directory or a hub id; None is the embedded checkpoint.
-        options: ``out``, ``per``, ``chunk_s``, ``batch_size``, ``timeout_s``, ``shard``,
-            ``retry_errors`` of `omni.batching.BatchRun`, and the options of `Assistant.chat`.
+        options: ``out``, ``per``, ``chunk_s``, ``combine``, ``batch_size``, ``timeout_s``,
+            ``shard``, ``retry_errors``, ``cache``, ``cache_size`` of `omni.batching.BatchRun`, and
+            the options of `Assistant.chat`.
 
     Returns:
         An iterator of records; `omni.batching.Summary` in its ``summary``.

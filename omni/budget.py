@@ -240,7 +240,7 @@ def parse_bytes(amount: int | str) -> int:
     size = 0 if match is None else int(float(match["number"]) * _UNITS[match["unit"].upper()])
     if size < 1:
         raise RequestError(
-            f"max_memory is {amount!r}; expected bytes as a whole number, or a text such as '8GB' "
+            f"The size is {amount!r}; expected bytes as a whole number, or a text such as '8GB' "
             "(10**9 each) or '8GiB' (2**30 each)."
         )
     return size

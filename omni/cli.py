@@ -291,6 +291,14 @@ def batch(
         str | None,
         typer.Option(help="Ask about each stretch of recordings and videos, such as 60s."),
     ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What to do with the answers of an item's pages or stretches; each question is "
+            "then asked once more, about them.",
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Only the I-th of N parts, by the items' names."),
@@ -304,6 +312,15 @@ def batch(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try again what failed in an earlier run.")
     ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep what the encoders gave, for other questions and runs."
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str, typer.Option(help="Most that the cache may hold; the oldest goes first.")
+    ] = "10GB",
     model: ModelOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
@@ -348,10 +365,13 @@ def batch(
         out=out,
         per=per,
         chunk_s=chunk_s,
+        combine=combine,
         shard=shard,
         batch_size=batch_size,
         timeout_s=timeout,
         retry_errors=retry_errors,
+        cache=cache,
+        cache_size=cache_size,
         **_options(reduce, fps, num_frames, dpi, sound),
         thinking=think,
         max_tokens=max_tokens,

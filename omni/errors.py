@@ -84,3 +84,7 @@ class SessionError(OmniError):
 
 class NotEnoughMemoryError(OmniError, MemoryError):
     """The model does not fit the memory that is free."""
+
+
+class MissingPartsError(OmniError):
+    """Parts of an item were not answered, so their answers cannot be combined."""

@@ -27,6 +27,8 @@ class Task:
     """Of its error: errors name the file, so equal files do not share them."""
     field: str | None = None
     schema: dict[str, Any] | None = None
+    parts: tuple["Task", ...] = ()
+    """Tasks whose answers this one combines; then no medium is opened for it."""
     inputs: OmniInputs | None = None
     open_s: float = 0.0
 

@@ -106,6 +106,7 @@ class ParquetWriter:
         self.schema = pa.schema(
             dict.fromkeys(("item", "sha256"), text)
             | {"page": whole, "start_s": pa.float64(), "end_s": pa.float64()}
+            | {"combined": whole}
             | dict.fromkeys(("field", "question", "answer", "parsed", "finish_reason"), text)
             | dict.fromkeys(("reasoning", "error", "message"), text)
             | {f"{name}_tokens": whole for name in ("prompt", "media", "text", "answer")}
@@ -130,6 +131,7 @@ class ParquetWriter:
                 "parsed": None if record["parsed"] is None else json.dumps(record["parsed"]),
                 "finish_reason": record["finish_reason"],
                 **{name: span.get(name) for name in ("page", "start_s", "end_s")},
+                "combined": record["combined"],
                 "reasoning": record["reasoning"],
                 "error": error.get("class"),
                 "message": error.get("message"),

@@ -20,15 +20,19 @@ from typing import IO, Any
 
 import omni
 from omni.assistant import Assistant
+from omni.batching.combining import combined_prompt
 from omni.batching.identity import as_text, settings_of, short_hash, task_key
 from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.output import Writer, as_line, open_writer, sidecar
 from omni.batching.questions import Question, read_questions
+from omni.batching.results import make_record, make_result
 from omni.batching.spans import Span, check_chunk, cut, find_spans
 from omni.batching.summary import Summary
+from omni.budget import parse_bytes
 from omni.errors import MediaError, RequestError
+from omni.feature_cache import FeatureCache
 from omni.generation import GenerationOptions
 from omni.identity import fingerprint
 from omni.inputs import Modality
@@ -38,7 +42,6 @@ from omni.options import MediaOptions
 from omni.reduction import check_reduction
 from omni.reply import Reply
 
-RESULT = ("answer", "parsed", "finish_reason", "reasoning", "tokens", "error")
 HELD_BYTES = 256 * 2**20  # of opened pictures and recordings that wait for their group
 MAX_WINDOW_TASKS = 128  # after which records are written even if nothing had to be answered
 GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together
@@ -64,12 +67,19 @@ class BatchRun(Iterator[dict[str, Any]]):
             (``NAME.timings.jsonl``). None writes no file.
         per: ``item``, or ``page`` to ask about each page of a document.
         chunk_s: Ask about each so many seconds of recordings and videos.
+        combine: What to do with the answers about an item's pages or stretches, such as "Answer
+            from these notes.": each question is then asked once more, about them. Needs ``per`` or
+            ``chunk_s``.
         batch_size: Media whose questions are answered together, if they are alike in length. With
             sampling or ``max_memory`` each answer is made alone, since those depend on what shares
             a batch.
         timeout_s: Longest silence of a decoder, in seconds, after which it is stopped.
         shard: ``i/n``: only every n-th item, by its name.
         retry_errors: Try again what the journal knows as failed.
+        cache: Folder that keeps what the encoders gave for each medium, for other questions,
+            settings of answers and runs.
+        cache_size: Most that it may hold, in bytes or as ``"10GB"``; what was used longest ago
+            goes first.
         expand: Whether a list of paths may have folders, globs and manifests in it.
         options: Those of `Assistant.chat`, the same for all tasks.
 
@@ -89,7 +99,10 @@ class BatchRun(Iterator[dict[str, Any]]):
         batch_size: int = 16,
         timeout_s: float = 120.0,
         shard: str | tuple[int, int] | None = None,
+        combine: str | None = None,
         retry_errors: bool = False,
+        cache: str | Path | None = None,
+        cache_size: int | str = "10GB",
         expand: bool = False,
         **options: Any,
     ) -> None:
@@ -102,17 +115,27 @@ class BatchRun(Iterator[dict[str, Any]]):
                 f"batch_size is {batch_size} and timeout_s {timeout_s:g}; expected at least 1 and "
                 "more than 0."
             )
+        if combine is not None and not (per == "page" or chunk_s is not None):
+            raise RequestError(
+                "combine needs parts to combine; expected per='page' or chunk_s (--per page, "
+                "--chunk 60s) with it."
+            )
         self.assistant = assistant
+        self.combine = combine
         self.source = ItemSource(items, expand=expand)
         self.questions = read_questions(questions)
         self.per_page, self.chunk_s = per == "page", chunk_s
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
-        media, generation = _check_options(assistant, self.questions, options)
+        media, generation = _check_options(assistant, self.questions, options, cache is not None)
         self.schema = generation.schema
         self.options = {name: value for name, value in options.items() if name != "schema"}
         self.batch_size, self.rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
             self.batch_size = self.rows = 1
+        self.cache: FeatureCache | None = None
+        if cache is not None:
+            most = parse_bytes(cache_size)
+            self.cache = FeatureCache(Path(cache), assistant.model, max_bytes=most)
         own = fingerprint(assistant.model, assistant.processor)
         self.model = {"name": assistant.name, "fingerprint": own}
         self.settings = settings_of(media, generation)
@@ -179,6 +202,9 @@ class BatchRun(Iterator[dict[str, Any]]):
             for window in self._windows():
                 for group in find_groups(window, self.batch_size):
                     self._answer(group)
+                self._prepare_combined(window)
+                for group in find_groups(window, self.batch_size):
+                    self._answer(group)
                 for task in window:
                     record = self._record(task)
                     if self.writer is not None:
@@ -205,7 +231,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         for _, tasks in groupby(self._tasks(), key=lambda task: (id(task.item), task.span)):
             lot = Lot(tasks)
             new = [task for task in lot if self._find(task) is None and task.key not in seen]
-            if new:
+            if new and not new[0].parts:
                 held, waiting = held + self._prepare(new), waiting + 1
                 seen.update(task.key for task in new)
             window += lot
@@ -233,19 +259,35 @@ class BatchRun(Iterator[dict[str, Any]]):
                         spans = self._spans(item, sha256)
                 except Exception as caught:
                     error = caught
+            questions = questions or (Question(text=""),)
+            parts: list[list[Task]] = [[] for _ in questions]
             for span in spans:
-                for question in questions or (Question(text=""),):
+                for number, question in enumerate(questions):
                     task = self._task(item, sha256, span, question)
                     if error is not None and self._find(task) is None:
                         self._fail(task, error)
+                    parts[number].append(task)
                     yield task
+            if self.combine is not None and spans != [None]:
+                for question, tasks in zip(questions, parts, strict=True):
+                    yield self._task(item, sha256, None, question, tuple(tasks))
 
-    def _task(self, item: Item, sha256: str | None, span: Span | None, question: Question) -> Task:
+    def _task(
+        self,
+        item: Item,
+        sha256: str | None,
+        span: Span | None,
+        question: Question,
+        parts: tuple[Task, ...] = (),
+    ) -> Task:
         schema = self.schema if question.schema is None else question.schema
+        asked = question.text
+        if parts:
+            asked = short_hash([self.combine, asked, *(part.key for part in parts)])
         key = task_key(
             sha256=sha256 or f"unreadable {item.name}",
             span=span,
-            question=question.text,
+            question=asked,
             fingerprint=self.model["fingerprint"],
             settings={**self.settings, "schema": as_text(schema)},
         )
@@ -256,6 +298,7 @@ class BatchRun(Iterator[dict[str, Any]]):
             question=question.text,
             field=question.field,
             schema=schema,
+            parts=parts,
             key=key,
             error_key=short_hash([key, item.name]),
         )
@@ -299,10 +342,30 @@ class BatchRun(Iterator[dict[str, Any]]):
                 content.append({"type": "text", "text": task.question})
                 turn = {"role": "user", "content": content}
                 task.inputs = self.assistant.prepare([turn], **self.options)
+                if self.cache is not None:
+                    task.inputs = self.cache(task.inputs, f"{task.sha256} {task.span}")
             except Exception as error:
                 self._fail(task, error)
             task.open_s, begin = time.perf_counter() - begin, time.perf_counter()
         return sum(map(_held_bytes, media))
+
+    def _prepare_combined(self, window: Sequence[Task]) -> None:
+        """Build the prompts of what combines answers, when these are there."""
+        waiting: set[str] = set()
+        for task in window:
+            if not task.parts or task.key in waiting or self._find(task) is not None:
+                continue
+            waiting.add(task.key)
+            begin = time.perf_counter()
+            try:
+                found = [(part.span, self._find(part)) for part in task.parts]
+                known = [(span, result) for span, result in found if span and result]
+                text = combined_prompt(self.combine or "", task.question, known)
+                turn = {"role": "user", "content": text}
+                task.inputs = self.assistant.prepare([turn], **self.options)
+            except Exception as error:
+                self._fail(task, error)
+            task.open_s = time.perf_counter() - begin
 
     # ---------------------------------------------------------------- 3. answers
 
@@ -326,7 +389,7 @@ class BatchRun(Iterator[dict[str, Any]]):
             return
         tasks = [task for lot in group for task in lot]
         for task, reply in zip(tasks, replies, strict=True):
-            self.journal.add(task.key, {**_result(reply), **self.facts})
+            self.journal.add(task.key, {**make_result(reply), **self.facts})
             self._note_times(task, reply, len(tasks))
             task.inputs = None
 
@@ -363,55 +426,38 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _record(self, task: Task) -> dict[str, Any]:
         found = self._find(task)
         if found is None:  # an equal file before it in the window has failed
-            self._prepare([task])
+            if task.parts:
+                self._prepare_combined([task])
+            else:
+                self._prepare([task])
             if task.inputs is not None:
                 self._answer([Lot([task])])
             found = self._find(task)
         assert found is not None
-        return {
-            "item": task.item.name,
-            "sha256": task.sha256,
-            "span": None if task.span is None else task.span.to_dict(),
-            "field": task.field,
-            "question": task.question,
-            **{name: found.get(name) for name in RESULT},
-            **{name: found[name] for name in ("seed", "model", "versions")},
-            "row": dict(task.item.row),
-        }
+        return make_record(task, found)
 
 
 def _check_options(
-    assistant: Assistant, questions: Iterable[Question], options: dict[str, Any]
+    assistant: Assistant, questions: Iterable[Question], options: dict[str, Any], is_cached: bool
 ) -> tuple[MediaOptions, GenerationOptions]:
     """Refuse what would make every record an error, before anything runs."""
     media, generation = assistant.read_options(options)
     modalities: tuple[Modality, ...] = ("image", "video", "audio")
     for modality in modalities:
-        if modality in media.reduction:
-            check_reduction(media.reduction[modality], modality, assistant.model.config)
+        if modality not in media.reduction:
+            continue
+        spec = media.reduction[modality]
+        reducer = check_reduction(spec, modality, assistant.model.config)
+        if is_cached and "attention" in reducer.cues:
+            raise RequestError(
+                f"Reduction {spec!r} for {modality} asks what the tower attends to, which a cache "
+                "does not keep. Leave cache out, or choose another reduction."
+            )
     for question in questions:
         if question.schema is not None:
             own = replace(generation, schema=question.schema)
             assistant.vocabulary.check_schema(own, bool(options.get("thinking")))
     return media, generation
-
-
-def _result(reply: Reply) -> dict[str, Any]:
-    ledger = reply.ledger
-    lowered = {change.partition(": ")[2] for change in ledger.lowered}
-    return {
-        "answer": reply.text,
-        "parsed": reply.parsed,
-        "finish_reason": reply.finish_reason,
-        "reasoning": reply.reasoning,
-        "tokens": {
-            "prompt": ledger.prompt_tokens,
-            "media": ledger.prompt_tokens - ledger.text_tokens,
-            "text": ledger.text_tokens,
-            "answer": ledger.answer_tokens,
-            "lowered": sorted(lowered),
-        },
-    }
 
 
 def _held_bytes(media: Media) -> int:

@@ -33,10 +33,23 @@ class Span:
             return {"page": self.page}
         return {"start_s": self.start_s, "end_s": self.end_s}
 
+    def label(self) -> str:
+        """As people read it, such as ``0:02:00-0:03:00`` or ``page 4``."""
+        if self.page is not None:
+            return f"page {self.page}"
+        return f"{_clock(self.start_s or 0.0)}-{_clock(self.end_s or 0.0)}"
+
     @classmethod
     def from_dict(cls, values: dict[str, Any] | None) -> "Span | None":
         """Read what `to_dict` wrote; None stays None, the whole item."""
         return None if values is None else cls(**values)
+
+
+def _clock(seconds: float) -> str:
+    whole, rest = divmod(round(seconds, 1), 60)
+    hours, minutes = divmod(int(whole), 60)
+    shown = f"{rest:04.1f}".removesuffix(".0")
+    return f"{hours}:{minutes:02}:{shown}"
 
 
 def find_spans(media: Media, *, per_page: bool, chunk_s: float | None) -> list[Span | None]:

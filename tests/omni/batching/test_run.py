@@ -9,10 +9,11 @@ import jsonschema
 import pytest
 
 import omni
-from omni import identity
+from omni import feature_cache, identity
 from omni.assistant import Assistant
 from omni.batching import BatchRun
 from omni.batching import run as run_module
+from omni.batching.spans import Span
 from omni.errors import CorruptMediaError, RequestError, SchemaError
 from omni.media import load_media
 from tests.support import media as samples
@@ -293,6 +294,74 @@ def test_pages_and_stretches_of_time_are_asked_about_one_by_one(tmp_path, assist
     assert all(record["error"] is None for record in found)
 
 
+def test_answers_about_parts_are_combined_into_one(tmp_path, assistant, monkeypatch):
+    samples.write_pdf(tmp_path / "two.pdf", [["one"], ["two"]], size_points=(60, 40))
+    samples.write_wav(tmp_path / "tone.wav", samples.sine(2.5))
+    options = {"per": "page", "chunk_s": 1.0, "combine": "From these notes:", **SHORT}
+    run = {"assistant": assistant, "out": tmp_path / "r.jsonl", **options}
+    found = list(BatchRun(tmp_path, QUESTIONS, **run))
+    assert [record["combined"] for record in found] == [None] * 6 + [3, 3] + [None] * 4 + [2, 2]
+    for combined in (found[6], found[13]):
+        parts = [
+            record
+            for record in found
+            if record["item"] == combined["item"] and record["span"] is not None
+        ]
+        assert combined["span"] is None
+        lines = [
+            f"{Span.from_dict(part['span']).label()}: {part['answer']}"
+            for part in parts
+            if part["question"] == combined["question"]
+        ]
+        text = "\n".join(["From these notes:", f"Question: {combined['question']}", *lines])
+        expected = assistant.chat([{"role": "user", "content": text}], **SHORT)
+        assert combined["answer"] == expected.text
+        assert combined["tokens"]["media"] == 0
+    with counting(assistant, monkeypatch) as asked:
+        assert list(BatchRun(tmp_path, QUESTIONS, **run)) == found
+    assert asked == []
+    with counting(assistant, monkeypatch) as asked:
+        list(BatchRun(tmp_path, QUESTIONS, **{**run, "combine": "Otherwise:"}))
+    assert len(asked) == 4  # the parts were known
+    assert [Span(start_s=a, end_s=a + 59.5).label() for a in (0.0, 3599.96)] == [
+        "0:00:00-0:00:59.5",
+        "1:00:00-1:00:59.5",
+    ]
+
+
+def test_nothing_is_combined_when_a_part_has_failed(tmp_path, assistant, monkeypatch):
+    samples.write_wav(tmp_path / "tone.wav", samples.sine(2.5))
+    prepare = assistant.prepare
+
+    def flawed(messages, **options):
+        content = messages[0]["content"]
+        if not isinstance(content, str) and content[0]["media"].duration_s < 0.9:
+            raise CorruptMediaError("tone.wav: the end is damaged")
+        return prepare(messages, **options)
+
+    monkeypatch.setattr(assistant, "prepare", flawed)
+    options = {"chunk_s": 1.0, "combine": "From these notes:", **SHORT}
+    *parts, combined = BatchRun(tmp_path, "What?", assistant=assistant, **options)
+    assert [part["error"] is None for part in parts] == [True, True, False]
+    assert combined["error"]["class"] == "MissingPartsError"
+    assert combined["error"]["message"] == (
+        "1 of 3 parts were not answered, so nothing was combined; the first is "
+        "0:00:02-0:00:02.5 (CorruptMediaError). Their records say why."
+    )
+
+
+def test_a_cache_gives_the_same_answers_and_spares_the_encoders(
+    folder, assistant, tmp_path, monkeypatch
+):
+    expected = records(folder, assistant)
+    cache = {"cache": tmp_path / "features", "cache_size": "1GB"}
+    assert records(folder, assistant, **cache) == expected
+    towers = []
+    monkeypatch.setattr(feature_cache, "run_tower", lambda *given: towers.append(given))
+    assert records(folder, assistant, **cache) == expected
+    assert towers == []
+
+
 def test_memory_does_not_hold_the_results(tmp_path, assistant):
     """Per record no more than its key stays: about 200 bytes, where a record is about 600."""
 
@@ -312,6 +381,12 @@ def test_memory_does_not_hold_the_results(tmp_path, assistant):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"combine": "From these notes:"}, "combine needs parts to combine"),
+        ({"cache": "x", "cache_size": "much"}, "The size is 'much'"),
+        (
+            {"cache": "x", "reduction": {"image": "cls_prune_merge(0.5)"}},
+            "asks what the tower attends to",
+        ),
         ({"per": "line"}, "per is 'line'; expected 'item' or 'page'"),
         ({"chunk_s": 0.1}, "A chunk of 0.1 s was asked for"),
         ({"batch_size": 0}, "batch_size is 0"),
