@@ -8,7 +8,7 @@ settle              show the send button again, save the conversation in the bro
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import gradio as gr
 from demo.chat import NAME, Chat, chat_of, open_saved, saved_names, saved_ones, with_saved
 from demo.chat_settings import AnswerControls, draw_answer_controls
 from demo.models import Models
+from demo.samples import CLIP, COLOUR, DIGIT, TICKET, WORD, Sample, draw_samples
 from demo.seen import EMPTY, seen
 from demo.visitors import Visitor, Visitors
 from omni.conversation import STOPPED, Conversation, Turn
 from omni.errors import OmniError
 
 FILE_TYPES = ["image", "video", "audio", ".pdf", ".tif", ".tiff"]
+SAMPLES = [DIGIT, CLIP, COLOUR, WORD, TICKET]
 UPDATE_SECONDS = 0.05  # between two states of a streamed answer; more would only load the browser
 STORAGE = {"storage_key": "omni-demo-conversations", "secret": "kept in this browser"}
 
@@ -64,6 +66,7 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
                 max_plain_text_length=20_000,
                 elem_id="chat-message",
             )
+            samples = draw_samples(SAMPLES)
             with gr.Accordion("Take a picture with the camera", open=False):
                 camera = gr.Image(
                     sources=["webcam"], type="filepath", label="Camera", height=260, buttons=[]
@@ -83,14 +86,14 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
 
     shown = [chatbot, message]
     answering: list[Any] = []
-    for event, note in (
-        (message.submit, handlers.send),
-        (chatbot.retry, handlers.retry),
-        (chatbot.edit, handlers.edit),
-    ):
-        noted = event(
-            note, [message] if note == handlers.send else None, shown, queue=False, **PRIVATE
-        )
+    asking: list[tuple[Any, Any, Any]] = [
+        (message.submit, handlers.send, [message]),
+        (chatbot.retry, handlers.retry, None),
+        (chatbot.edit, handlers.edit, None),
+        *((button.click, handlers.send_sample(sample), None) for button, sample in samples),
+    ]
+    for event, note, inputs in asking:
+        noted = event(note, inputs, shown, queue=False, **PRIVATE)
         answer = noted.then(
             handlers.answer,
             controls.components,
@@ -167,6 +170,15 @@ class _Handlers:
             return gr.skip(), gr.skip()
         chat.pending = Turn(question=text, media=files)
         return chat.messages(), _waiting()
+
+    def send_sample(self, sample: Sample) -> Callable[[gr.Request], tuple[Update, Update]]:
+        """A handler that asks about a file that ships with the demo."""
+
+        def send(request: gr.Request) -> tuple[Update, Update]:
+            path = sample.copy_to(self.visitors.upload_folder)
+            return self.send({"text": sample.question, "files": [str(path)]}, request)
+
+        return send
 
     def attach(self, sent: dict[str, Any], picture: str | None) -> tuple[Update, Update]:
         """Add a picture of the camera to the files of the question that is being written."""

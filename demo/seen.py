@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from omni.conversation import Conversation
+from omni.errors import MediaError
 from omni.ledger import Ledger
 from omni.panels import evidence_panel, ledger_panel, message_panel
 
@@ -21,7 +22,10 @@ def seen(conversation: Conversation) -> str:
     ledger = reply.ledger
     if conversation.reading is not None:
         ledger = _with_reading(ledger, conversation.reading)
-    return evidence_panel(reply) + ledger_panel(ledger)
+    try:
+        return evidence_panel(reply) + ledger_panel(ledger)
+    except MediaError as error:  # the pictures are read again, and a file may have gone
+        return message_panel(str(error)) + ledger_panel(ledger)
 
 
 def _with_reading(ledger: Ledger, reading: Ledger) -> Ledger:
