@@ -8,10 +8,13 @@ BIN := $(VENV)/bin
 MEDIA := examples/media
 
 .DEFAULT_GOAL := help
-.PHONY: help demo-ask test test-slow check clean
+.PHONY: help demo demo-ask test test-slow check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Open the web demo in the browser, on the embedded checkpoint
+	$(BIN)/omni demo --open
 
 demo-ask: $(VENV)/.installed ## Ask about a sample image, video, recording and PDF
 	$(BIN)/omni ask "Which digit is written here?" $(MEDIA)/digit.png

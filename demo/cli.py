@@ -28,7 +28,7 @@ PasswordOption = Annotated[
     ),
 ]
 NetworkOption = Annotated[
-    bool, typer.Option("--allow-network", help="Fetch web addresses and hub ids for visitors.")
+    bool, typer.Option("--allow-network", help="Visitors may name hub ids as models.")
 ]
 UploadOption = Annotated[str, typer.Option("--max-upload", help="Largest file, such as 200MB.")]
 OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]

@@ -1,7 +1,7 @@
 """In front of gradio: what a page may load, and no web address among the files of a request.
 
 Gradio fetches a file that a request names by its web address, unless that is private. Here files
-are uploaded; addresses are the media gateway's matter, and only where the network is allowed.
+are uploaded.
 """
 
 import json

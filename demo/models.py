@@ -76,7 +76,7 @@ class Models:
         folders: Folders whose subfolders visitors may choose from.
         allow_network: Whether visitors may name hub ids.
         options: What every model is loaded with, as `omni.load` takes it: ``device``, ``limits``,
-            ``allowed_roots``, ``allow_network``.
+            ``allowed_roots``.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Models:
         **options: Any,
     ) -> None:
         self.allow_network = allow_network
-        self.options = {**options, "allow_network": allow_network}
+        self.options = options
         self.turn = threading.Lock()  # held while a model runs: they share processor and memory
         self._lock = threading.Lock()  # held while one is loaded, which takes long
         self._loaded: OrderedDict[Choice, Loaded] = OrderedDict()

@@ -45,7 +45,7 @@ class ServerSettings:
         folders: Folders of further checkpoints and adapters.
         device: Where models run.
         password: What visitors must know; None lets everyone in.
-        allow_network: Whether web addresses and hub ids are fetched for visitors.
+        allow_network: Whether visitors may name hub ids as models.
         max_upload: Largest file, in bytes or as ``"200MB"``.
         open_browser: Whether to open the page.
     """

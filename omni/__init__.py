@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from omni.assistant import Assistant
     from omni.batching import BatchRun
     from omni.config import OmniConfig
+    from omni.conversation import Conversation
     from omni.generation import GenerationOptions
     from omni.inputs import OmniInputs
     from omni.ledger import Ledger
@@ -54,6 +55,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 _HOMES = {
     "Assistant": "omni.assistant",
+    "Conversation": "omni.conversation",
     "OmniConfig": "omni.config",
     "GenerationOptions": "omni.generation",
     "OmniInputs": "omni.inputs",
@@ -73,6 +75,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "Conversation",
     "CorruptMediaError",
     "GenerationOptions",
     "Ledger",

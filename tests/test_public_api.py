@@ -9,6 +9,7 @@ PUBLIC = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "Conversation",
     "CorruptMediaError",
     "GenerationOptions",
     "Ledger",
