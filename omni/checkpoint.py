@@ -33,6 +33,7 @@ from omni.config import OmniConfig
 from omni.config_names import VISION_LIFTED
 from omni.errors import CheckpointError, RequestError
 from omni.loading import main_dtype, materialise
+from omni.quantization.recipe import METHOD, QuantizationConfig, is_quantized
 from omni.weights_files import INDEX_NAME, WEIGHTS_FILE, quantised_error
 from omni.weights_layout import Piece, WeightsLayout
 
@@ -133,9 +134,11 @@ def read_config(directory: str | Path) -> OmniConfig:
         )
     text = fields.get("text_config") or fields.get("llm_config") or {}
     for part in (fields, text):
-        if part.get("quantization_config"):
-            method = part["quantization_config"].get("quant_method", "unnamed")
-            raise quantised_error(directory, f"quantization_config, method {method}")
+        if quantization := part.get("quantization_config"):
+            method = quantization.get("quant_method", "unnamed")
+            if method != METHOD:
+                raise quantised_error(directory, f"quantization_config, method {method}")
+            QuantizationConfig.read(quantization)
     if (quantised := _read_json(directory / "hf_quant_config.json")) is not None:
         method = quantised.get("quantization", {}).get("quant_algo", "unnamed")
         raise quantised_error(directory, f"hf_quant_config.json, method {method}")
@@ -197,6 +200,11 @@ def save_checkpoint(
     directory = Path(directory)
     if directory.is_file():
         raise CheckpointError(f"{directory} is a file; give a directory to save to.")
+    if is_quantized(model):
+        raise CheckpointError(
+            "The model is quantised, and what was rounded away cannot be saved. Copy the "
+            "directory that `omni quantize` wrote, or save the float model."
+        )
     limit = _as_bytes(max_shard_size)
     tensors = _saved_tensors(model, state_dict)
     offloaded = [name for name, tensor in tensors.items() if tensor.is_meta]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import omni
 from omni.allocator import keep_freed_memory
+from omni.cli_quantize import quantize
 from omni.errors import OmniError, RequestError
 
 if TYPE_CHECKING:
@@ -397,11 +398,11 @@ def batch(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Show versions, devices, fused kernels, decoders and free memory."""
+def doctor(model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """Show versions, devices, kernels, decoders, free memory, and how a model is stored."""
     from omni.doctor import examine
 
-    findings = examine()
+    findings = examine(model)
     if as_json:
         _print_json({"findings": [f.to_dict() for f in findings], "version": omni.__version__})
         return
@@ -413,6 +414,9 @@ def doctor(as_json: JsonOption = False) -> None:
         state = Level.ok if finding.ok else Level.missing
         table.add_row(group, finding.name, state, finding.detail)
     Console().print(table)
+
+
+app.command()(quantize)
 
 
 def main() -> None:

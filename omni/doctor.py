@@ -10,7 +10,13 @@ from typing import Any
 import psutil
 import torch
 
+from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH
 from omni.backbone.kernels import self_test
+from omni.checkpoint import read_config, resolve_checkpoint
+from omni.memory import gib
+from omni.quantization.formats import BLOCK, kernel_block
+from omni.quantization.recipe import QuantizationConfig
+from omni.weights_files import stored_tensors
 
 PACKAGES = (
     "torch",
@@ -45,7 +51,7 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        group: ``versions``, ``compute``, ``kernels``, ``decoders`` or ``memory``.
+        group: ``versions``, ``compute``, ``kernels``, ``decoders``, ``memory`` or ``model``.
         name: What was looked at.
         ok: False if something that users would miss does not work.
         detail: What was found.
@@ -61,13 +67,17 @@ class Finding:
         return asdict(self)
 
 
-def examine() -> list[Finding]:
-    """Look at versions, devices, fused kernels, decoders and free memory.
+def examine(model: str | None = None) -> list[Finding]:
+    """Look at versions, devices, kernels, decoders and free memory.
+
+    Args:
+        model: Also say how the weights of this checkpoint directory or hub id are stored.
 
     Returns:
-        Findings in report order. Nothing is downloaded or changed.
+        Findings in report order. Nothing is changed.
     """
-    return [*_versions(), *_compute(), *_kernels(), *_decoders(), *_memory()]
+    found = [*_versions(), *_compute(), *_kernels(), *_decoders(), *_memory()]
+    return found if model is None else [*found, _model(model)]
 
 
 def _versions() -> list[Finding]:
@@ -111,7 +121,36 @@ def _kernels() -> list[Finding]:
             detail=f"{'used' if status.usable else 'not used'}: {status.detail}",
         )
         for status in (report.scan, report.conv)
-    ]
+    ] + [_quantized_kernels()]
+
+
+def _quantized_kernels() -> Finding:
+    """Whether PyTorch's int8 and int4 products work here."""
+    try:
+        block = kernel_block()
+        torch._int_mm(torch.ones(1, 64, dtype=torch.int8), torch.ones(64, 64, dtype=torch.int8))
+    except RuntimeError as error:
+        return Finding(group="kernels", name="int8, int4", ok=False, detail=str(error))
+    detail = f"used on the CPU ({torch.backends.cpu.get_cpu_capability()})"
+    if block != BLOCK:
+        detail += "; int4 weights are re-packed in each call, which is slow: use int8"
+    return Finding(group="kernels", name="int8, int4", ok=True, detail=detail)
+
+
+def _model(name: str) -> Finding:
+    """How the weights of a checkpoint are stored."""
+    directory = EMBEDDED_PATH if name == EMBEDDED_MODEL else resolve_checkpoint(name)
+    choices = QuantizationConfig.of(read_config(directory))
+    size = gib(sum(t.num_elements * t.dtype.itemsize for t in stored_tensors(directory).values()))
+    how = "not quantised"
+    if choices is not None:
+        towers = "int8" if choices.towers else "not quantised"
+        groups = f" in groups of {choices.group_size}" if choices.bits == 4 else ""
+        how = (
+            f"int{choices.bits}{groups}, head {choices.head_bits} bits, towers {towers}; mapped "
+            "from the file, runs on the CPU"
+        )
+    return Finding(group="model", name=name, ok=True, detail=f"{size}, {how}")
 
 
 def _decoders() -> list[Finding]:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from omni.errors import CheckpointError, RequestError
 from omni.memory import final_dtype
 from omni.placement import Placement, place
-from omni.weights_files import StoredTensor, read_into, stored_tensors
+from omni.quantization.recipe import is_packed
+from omni.weights_files import MappedFiles, StoredTensor, read_into, stored_tensors
 from omni.weights_layout import FILLED, IGNORED, Piece, WeightsLayout
 
 LISTED_NAMES = 5  # in one error message
@@ -28,6 +29,8 @@ class Destination:
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
     """Empty for what released files never store."""
+    is_mapped: bool = False
+    """Whether it stays in its file: a quantised weight."""
 
 
 def materialise(
@@ -45,7 +48,7 @@ def materialise(
        shape, before any weight is read.
     2. Place: decide the device of each tensor.
     3. Read file by file. A tensor is allocated when its first piece arrives and installed
-       when its last one has.
+       when its last one has. Quantised weights are mapped instead.
     4. Fill what released files never store, rebuild computed buffers, and let accelerate
        dispatch, if asked.
 
@@ -72,7 +75,7 @@ def materialise(
     directory = Path(directory)
     wanted = as_dtype(dtype)
     stored = stored_tensors(directory)
-    plan = _plan(model, directory, stored, wanted)
+    plan = plan_tensors(model, directory, stored, wanted)
     placement = place(
         model,
         {name: d.dtype for d in plan for name in d.names},
@@ -118,12 +121,17 @@ def main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 # -------------------------------------------------------------------------------------- plan
 
 
-def _plan(
+def plan_tensors(
     model: nn.Module,
     directory: Path,
     stored: Mapping[str, StoredTensor],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None = None,
 ) -> list[Destination]:
+    """Match every tensor of a model with stored pieces; arguments are those of `materialise`.
+
+    Raises:
+        CheckpointError: Missing, unexpected or mis-shaped tensors.
+    """
     layout = WeightsLayout.of(model.config)
     tensors = model.state_dict(keep_vars=True)
     plan: list[Destination] = []
@@ -155,6 +163,7 @@ def _plan(
                 shape=shape,
                 dtype=final_dtype(names[0], as_stored, dtype),
                 pieces=pieces,
+                is_mapped=is_packed(model, names[0]),
             )
         )
     unexpected = [name for name in stored if name not in known and not IGNORED.search(name)]
@@ -230,6 +239,7 @@ def _read_all(
         if name in uses:
             by_file.setdefault(tensor.file, []).append(tensor)
 
+    mapped = MappedFiles()
     arriving: dict[str, Tensor] = {}
     pieces_left: dict[str, int] = {}
     for file, in_file in by_file.items():
@@ -237,6 +247,10 @@ def _read_all(
             for source in in_file:
                 for destination, piece in uses[source.name]:
                     key = destination.names[0]
+                    if destination.is_mapped:
+                        _refuse_device(key, placement)
+                        _install(model, destination, mapped.tensor(source), placement)
+                        continue
                     if key not in arriving:
                         arriving[key] = placement.allocate(
                             key, destination.shape, destination.dtype
@@ -248,6 +262,16 @@ def _read_all(
                     pieces_left[key] -= 1
                     if pieces_left[key] == 0:
                         _install(model, destination, arriving.pop(key), placement)
+
+
+def _refuse_device(name: str, placement: Placement) -> None:
+    """Quantised layers compute with kernels of the CPU."""
+    device = placement.device_of(name)
+    if device.type != "cpu":
+        raise RequestError(
+            f"{name} is quantised, which runs on the CPU only, but should go to {device}. Load it "
+            "with device='cpu', or the float checkpoint there."
+        )
 
 
 def _install(

@@ -16,7 +16,7 @@ from torch import nn
 
 from omni.errors import NotEnoughMemoryError
 from omni.weights_files import stored_tensors
-from omni.weights_layout import IGNORED, KEPT_FLOAT32
+from omni.weights_layout import IGNORED, KEPT_AS_STORED, KEPT_FLOAT32
 
 GIB = 1024**3
 # Room for the Python heap, the read buffer and the activations of a short prompt.
@@ -57,11 +57,13 @@ def required_bytes(source: Path | str | nn.Module, dtype: torch.dtype | None = N
 def final_dtype(name: str, stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     """Decide the dtype of a loaded tensor.
 
-    Router correction biases are float32, integers keep their dtype, other floats take
-    `dtype`; where that is None they stay as stored.
+    Router correction biases are float32, integers and what belongs to quantised weights keep
+    their dtype, other floats take `dtype`; where that is None they stay as stored.
     """
     if KEPT_FLOAT32.search(name):
         return torch.float32
+    if KEPT_AS_STORED.search(name):
+        return stored
     return dtype if dtype is not None and stored.is_floating_point else stored
 
 

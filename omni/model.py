@@ -24,6 +24,7 @@ from omni.loading import as_dtype
 from omni.loss import next_token_loss
 from omni.memory import check_memory
 from omni.projector import Projector
+from omni.quantization import QuantizationConfig, quantize_modules
 from omni.tensors import media_from_tensors
 from token_reduction import QueryResampler, Reducer, TokenLayout, TokenScorer, build
 
@@ -93,6 +94,8 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         self.resamplers = nn.ModuleDict()
         for modality, (_, most) in config.resamplers.items():
             self.resamplers[modality] = QueryResampler(text.hidden_size, most)
+        if choices := QuantizationConfig.of(config):
+            quantize_modules(self, choices)
 
     # ---------------------------------------------------------------- loading and saving
 

@@ -3,6 +3,10 @@
 Tensors are read with plain file reads into their final place. Mapping the files instead
 would be shorter, but the mapped pages count against the process until the file is closed
 (a second copy for one-file checkpoints) and a file that is replaced meanwhile kills it.
+
+Quantised weights are mapped all the same (`MappedFiles`): they are used as they lie in the file,
+so loading reads nothing, the kernel drops and re-reads pages where memory is short, and processes
+on the same file share them.
 """
 
 import json
@@ -26,6 +30,8 @@ WEIGHTS_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Bytes of a conversion buffer: large enough that disk reads are sequential, small beside
 # any model.
 BUFFER_BYTES = 32 * 1024**2
+ALIGNMENT = 64
+"""Bytes; mapped tensors start at multiples of it, as those that PyTorch allocates."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -104,7 +110,8 @@ def quantised_error(directory: Path, found: str) -> CheckpointError:
     """Make the refusal of a quantised checkpoint, naming what gave it away."""
     return CheckpointError(
         f"{directory}: this checkpoint is quantised (found {found}); only float32, float16 and "
-        "bfloat16 weights are read. Use the BF16 release of the model."
+        "bfloat16 weights are read, and what `omni quantize` wrote. Use the BF16 release of the "
+        "model."
     )
 
 
@@ -206,6 +213,44 @@ def read_into(target: Tensor, stream: BinaryIO, stored: StoredTensor, first: int
         loaded = buffer[: part.numel()]
         _fill_bytes(loaded, stream, stored)
         part.copy_(loaded)
+
+
+class MappedFiles:
+    """Tensors that are views of mapped files; a page is read when it is first used."""
+
+    def __init__(self) -> None:
+        self._storages: dict[Path, Any] = {}
+
+    def tensor(self, stored: StoredTensor, *, writable: bool = False) -> Tensor:
+        """Map one stored tensor.
+
+        Args:
+            stored: Where it lies; its offset must be a multiple of the size of its numbers. Where
+                it is no multiple of `ALIGNMENT`, the tensor is a copy unless `writable`.
+            writable: Whether writes reach the file; else they stay in this process.
+
+        Raises:
+            CheckpointError: The file is laid out differently.
+        """
+        itemsize = stored.dtype.itemsize
+        if stored.offset % itemsize:
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name!r} starts at byte {stored.offset}, which is "
+                f"no multiple of {itemsize}, so it cannot be mapped. Quantise the model again."
+            )
+        if stored.file not in self._storages:
+            size = stored.file.stat().st_size
+            self._storages[stored.file] = torch.UntypedStorage.from_file(
+                str(stored.file), shared=writable, nbytes=size
+            )
+        whole = torch.empty(0, dtype=stored.dtype)
+        flat = whole.set_(
+            self._storages[stored.file], stored.offset // itemsize, (stored.num_elements,), (1,)
+        )
+        tensor = flat.view(stored.shape)
+        # Kernels want aligned tensors; what a file has elsewhere is small, and is copied.
+        is_aligned = tensor.data_ptr() % ALIGNMENT == 0
+        return tensor if writable or is_aligned else tensor.clone()
 
 
 def _fill_bytes(flat: Tensor, stream: BinaryIO, stored: StoredTensor) -> None:

@@ -68,6 +68,9 @@ FILLED = re.compile(
 # Routing decides by tiny differences, so these stay float32 whatever the model's dtype.
 KEPT_FLOAT32 = re.compile(r"\.e_score_correction_bias$")
 
+# Scales of quantised weights and tables in 16 bits, which lie in the file as they are used.
+KEPT_AS_STORED = re.compile(r"\.(row_scale|group_scale|table)$")
+
 _EXPERTS = re.compile(r"(.*\.experts)\.((?:up|down)_proj)$")
 _RADIO_QKV = re.compile(r"(.*)\.attention\.([qkv])_proj\.(weight|bias)$")
 

@@ -1,0 +1,258 @@
+"""Linear layers and experts with int8 or int4 weights, in place of `nn.Linear` and `Experts`.
+
+Weights are buffers: they are not trained, and `model.dtype` stays that of the other weights. They
+may lie in a memory-mapped file, and no forward call writes to them or copies them whole.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import BFloat16, Float, Int
+from torch import Tensor, nn
+
+from omni.quantization.formats import (
+    BLOCK,
+    GROUP_SIZES,
+    WEIGHT_ONLY_ROWS,
+    dequantize_int4,
+    dequantize_int8,
+    integer_product,
+    is_readable,
+    linear_int4,
+    linear_int8,
+    quantize_int4,
+    quantize_int8,
+    quantize_rows,
+    unpack_int4,
+    weight_only_int4,
+    weight_only_int8,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How one weight is stored."""
+
+    bits: int
+    """8 or 4."""
+    group_size: int = 0
+    """Weights that share a multiplier; 0 for int8, which has none."""
+
+    def tensors(self, *shape: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each stored tensor of a weight (..., N, K), by leaf name."""
+        *experts, n, k = shape
+        if self.bits == 8:
+            return {
+                "weight": ((*experts, n, k), torch.int8),
+                "row_scale": ((*experts, n), torch.bfloat16),
+            }
+        padded = -(-n // BLOCK) * BLOCK
+        return {
+            "weight": ((*experts, padded // BLOCK, k, BLOCK // 2), torch.uint8),
+            "row_scale": ((*experts, padded), torch.float32),
+            "group_scale": ((*experts, k // self.group_size, padded, 2), torch.bfloat16),
+        }
+
+    def rows(self, leaf: str, tensor: Tensor, rows: slice) -> Tensor:
+        """The part of a stored tensor that belongs to some outputs, whole blocks of them."""
+        if self.bits == 8:
+            return tensor[rows]
+        blocks = slice(rows.start // BLOCK, -(-rows.stop // BLOCK))
+        if leaf == "weight":
+            return tensor[blocks]
+        outputs = slice(blocks.start * BLOCK, blocks.stop * BLOCK)
+        return tensor[outputs] if leaf == "row_scale" else tensor[:, outputs]
+
+    def quantize(self, weight: Float[Tensor, "n k"]) -> dict[str, Tensor]:
+        """The stored tensors of one weight, by leaf name."""
+        if self.bits == 8:
+            return dict(zip(("weight", "row_scale"), quantize_int8(weight), strict=True))
+        names = ("weight", "row_scale", "group_scale")
+        return dict(zip(names, quantize_int4(weight, self.group_size), strict=True))
+
+
+def choose_format(bits: int, num_inputs: int, group_size: int = 64) -> WeightFormat:
+    """The format of a weight with so many inputs; int8 where no group size divides them."""
+    if bits == 4:
+        for size in sorted(GROUP_SIZES, reverse=True):
+            if size <= group_size and num_inputs % size == 0:
+                return WeightFormat(4, size)
+    return WeightFormat(8)
+
+
+class QuantizedWeight(nn.Module):
+    """The stored tensors of one weight (N, K), or of a stack of weights (E, N, K)."""
+
+    weight: Tensor
+    row_scale: Tensor
+
+    def __init__(self, form: WeightFormat, *shape: int, two_steps: bool = False) -> None:
+        super().__init__()
+        self.form = form
+        self.two_steps = two_steps
+        self.shape = shape
+        self._views: dict[int, tuple[Tensor, ...]] = {}
+        self._views_of: Tensor | None = None
+        for name, (size, dtype) in form.tensors(*shape).items():
+            self.register_buffer(name, torch.empty(size, dtype=dtype))
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the weights take 8 bits; else they take 4."""
+        return self.form.bits == 8
+
+    def tensors(self, expert: int | None = None) -> tuple[Tensor, ...]:
+        """The stored tensors, or those of one of the stacked weights."""
+        if expert is None:
+            return tuple(t for t in self._buffers.values() if t is not None)
+        # Views are kept: in a step of one token, making them takes as long as small products.
+        if self._views_of is not self.weight:
+            self._views_of, self._views = self.weight, {}
+        if expert not in self._views:
+            self._views[expert] = tuple(tensor[expert] for tensor in self.tensors())
+        return self._views[expert]
+
+    def multiply_few(
+        self, x: BFloat16[Tensor, "rows k"], expert: int | None = None
+    ) -> BFloat16[Tensor, "rows n"]:
+        """Return `x @ weight.T` weight-only, in bfloat16."""
+        if self.is_int8:
+            return weight_only_int8(x, *self.tensors(expert))
+        product = weight_only_int4(x, *self.tensors(expert))
+        return product if self.shape[-2] % BLOCK == 0 else product[:, : self.shape[-2]]
+
+    def multiply(
+        self, x: Float[Tensor, "rows k"], expert: int | None = None
+    ) -> Float[Tensor, "rows n"]:
+        """Return `x @ weight.T` in float32, by the rule of `formats`."""
+        if self.is_int8:
+            return linear_int8(x, *self.tensors(expert), two_steps=self.two_steps)
+        return linear_int4(x, *self.tensors(expert))[:, : self.shape[-2]]
+
+    def integers(self, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """The weight as an int8 matrix (K, N), padded if int4, and the scale of each output."""
+        if self.is_int8:
+            weight, scale = self.tensors(expert)
+            return weight.t(), scale.float()
+        weight, scale, scales = self.tensors(expert)
+        return unpack_int4(weight, scale, scales), scale
+
+    def dequantize(self, expert: int | None = None) -> Float[Tensor, "n k"]:
+        """The float32 weight that is stood for; slow, for reference."""
+        if self.is_int8:
+            return dequantize_int8(*self.tensors(expert))
+        return dequantize_int4(*self.tensors(expert))[: self.shape[-2]]
+
+    def load(self, weight: Tensor, expert: int | None = None) -> None:
+        """Quantise a float weight (N, K) into place."""
+        for name, tensor in self.form.quantize(weight).items():
+            own = getattr(self, name)
+            (own if expert is None else own[expert]).copy_(tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move with the model, but keep the number formats when it is cast."""
+        kept = {name: tensor.dtype for name, tensor in self._buffers.items() if tensor is not None}
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, dtype in kept.items():
+            moved, old = self._buffers[name], before[name]
+            if moved is not None and old is not None and moved.dtype != dtype:
+                self._buffers[name] = old.to(moved.device)
+        return self
+
+
+class QuantizedLinear(QuantizedWeight):
+    """A linear layer with an int8 or int4 weight; inference only, on a CPU.
+
+    Args:
+        form: Format of the weight.
+        linear: What it stands in for; its bias is taken over, its weight is not read.
+        two_steps: Round activations twice, see `formats.linear_int8`; only for int8.
+    """
+
+    def __init__(self, form: WeightFormat, linear: nn.Linear, *, two_steps: bool = False) -> None:
+        super().__init__(form, linear.out_features, linear.in_features, two_steps=two_steps)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+
+    def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
+        """Apply the layer; the result has the dtype of `x`."""
+        rows = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2)
+        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and is_readable(self.weight)
+        y = self.multiply_few(rows.bfloat16()) if few else self.multiply(rows.float())
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        return f"{self.in_features}, {self.out_features}, {self.form}"
+
+
+class QuantizedExperts(nn.Module):
+    """The stacked weights of `Experts` in int8 or int4; inference only, on a CPU.
+
+    Args:
+        up: Format of the first layers.
+        down: Format of the second ones.
+        experts: What it stands in for; its weights are not read.
+    """
+
+    def __init__(self, up: WeightFormat, down: WeightFormat, experts: Any) -> None:
+        super().__init__()
+        self.up_proj = QuantizedWeight(up, *experts.up_proj.shape)
+        self.down_proj = QuantizedWeight(down, *experts.down_proj.shape)
+        self.activation: Callable[[Tensor], Tensor] = experts.activation
+
+    def forward(
+        self,
+        x: Float[Tensor, "tokens width"],
+        weights: Float[Tensor, "tokens chosen"],
+        chosen: Int[Tensor, "tokens chosen"],
+    ) -> Float[Tensor, "tokens width"]:
+        """Return the weighted sum of the chosen experts for each token.
+
+        1. Sort the (token, expert) pairs by expert, so that each expert's tokens are neighbours.
+        2. Run each expert that has tokens on its stretch: weight-only if it is short, else with
+           activations that were quantised once for all experts.
+        3. Weight the results and add them up per token.
+        """
+        if len(x) == 1 and is_readable(self.up_proj.weight) and is_readable(self.down_proj.weight):
+            return self._step(x, weights, chosen)
+        order = chosen.flatten().argsort()  # (t k,)
+        tokens = order // chosen.shape[1]
+        counts = torch.bincount(chosen.flatten(), minlength=self.up_proj.shape[0]).tolist()
+        share = weights.flatten()[order, None]
+        x32 = x.float()
+        q, row_scale = quantize_rows(x32)
+        total = torch.zeros(x.shape, dtype=torch.float32)
+        end = 0
+        for expert, count in enumerate(counts):
+            if not count:
+                continue
+            start, end = end, end + count
+            own = tokens[start:end]
+            if count <= WEIGHT_ONLY_ROWS[self.up_proj.form.bits]:
+                hidden = self.up_proj.multiply(x32[own], expert)
+            else:
+                product = integer_product(q[own], *self.up_proj.integers(expert))
+                hidden = product[:, : self.up_proj.shape[1]].mul_(row_scale[own])
+            result = self.down_proj.multiply(self.activation(hidden), expert)
+            total.index_add_(0, own, result.mul_(share[start:end]))
+        return total.to(x.dtype)
+
+    def _step(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """`forward` of a single token, in the fewest operations; arguments are as there."""
+        experts = chosen[0].tolist()
+        row = x.bfloat16()
+        hidden = torch.cat([self.up_proj.multiply_few(row, expert) for expert in experts])
+        active = self.activation(hidden.float()).bfloat16().unsqueeze(1)  # (k, 1, f)
+        results = torch.cat(
+            [
+                self.down_proj.multiply_few(own, expert)
+                for own, expert in zip(active.unbind(), experts, strict=True)
+            ]
+        )  # (k, width)
+        return (weights.float() @ results.float()).to(x.dtype)
