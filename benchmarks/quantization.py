@@ -12,6 +12,7 @@ run, over our time.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -33,14 +34,14 @@ from backbone import (
 from backbone_sides import LIMITS, alternate, machine
 from torch import Tensor, nn
 
-from omni.quantization import QuantizationConfig, quantize_weights
+from omni.quantization import QuantizationConfig, formats, quantize_modules, quantize_weights
 from omni.quantization.formats import (
     linear_int4,
     linear_int8,
     quantize_int4,
     quantize_int8,
 )
-from omni.quantization.modules import QuantizedExperts, QuantizedWeight
+from omni.quantization.modules import QuantizedWeight
 
 KERNEL_SHAPES = ((10304, 2688), (2688, 4096), (1856, 2688), (512, 512))
 KERNEL_ROWS = (1, 2, 4, 8, 16, 24, 48, 96, 512)
@@ -120,8 +121,6 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     prompt = torch.randint(config.vocab_size, (1, DECODE_PROMPT))
     with torch.device("meta"):
         shape_of = models["ours"]()
-    from omni.quantization.recipe import quantize_modules
-
     quantize_modules(shape_of, QuantizationConfig(bits=options.bits))
     read = active_bytes(shape_of, config.num_experts_per_tok / config.n_routed_experts)
 
@@ -164,8 +163,6 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
 
 def kernels(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of one layer in each format, by rows: what the rule in `formats` rests on."""
-    from omni.quantization import formats
-
     torch.set_num_threads(options.threads)
     rule = dict(formats.WEIGHT_ONLY_ROWS)
     found: dict[str, Any] = {}
@@ -178,24 +175,23 @@ def kernels(options: argparse.Namespace) -> dict[str, Any]:
         }
         for rows in KERNEL_ROWS:
             x = torch.randn(rows, k)
-            row = {"float32": _median_ms(lambda w: nn.functional.linear(x, w), weights, options)}
+            plain = functools.partial(nn.functional.linear, x)
+            row = {"float32": _median_ms(plain, [(w,) for w in weights], options)}
             for bits, multiply in ((8, linear_int8), (4, linear_int4)):
                 for name, most in (("weight_only", rows), ("integers", 0)):
                     formats.WEIGHT_ONLY_ROWS[bits] = most
-                    seconds = _median_ms(lambda w: multiply(x, *w), packed[bits], options)
-                    row[f"int{bits}_{name}"] = seconds
+                    work = functools.partial(multiply, x)
+                    row[f"int{bits}_{name}"] = _median_ms(work, packed[bits], options)
             formats.WEIGHT_ONLY_ROWS.update(rule)
             found[f"{rows} x {n} x {k}"] = row
     return {"milliseconds": found, "weight_only_rows": rule}
 
 
-def _median_ms(
-    work: Callable[[Any], Any], weights: list[Any], options: argparse.Namespace
-) -> float:
+def _median_ms(work: Callable[..., Any], weights: list[Any], options: argparse.Namespace) -> float:
     seconds = []
     for repeat in range(options.repeats + 2):
         start = time.perf_counter()
-        work(weights[repeat % len(weights)])
+        work(*weights[repeat % len(weights)])
         seconds.append(time.perf_counter() - start)
     return round(1e3 * statistics.median(seconds[2:]), 4)
 

@@ -1,14 +1,15 @@
 """The real size on a small box: quantise random weights of the 33 B model, load them, ask.
 
-    python benchmarks/real_size.py --folder /tmp/real-size                  # int4, 33 B: 26 GB of disk
+    python benchmarks/real_size.py --folder /tmp/real-size                  # int4, 33 B
     python benchmarks/real_size.py --folder /tmp/real-size --layers MEM*E   # fewer layers
     python benchmarks/real_size.py --folder /tmp/real-size --keep           # a second run only asks
 
-Writes a checkpoint in the released layout (7,349 tensors, experts one by one, 5 GB shards), of
-which never more than one shard exists: each is filled with random numbers, quantised by the code
-of `omni quantize`, and emptied. Then a new process loads the result and answers a question about a
-512 x 512 image. Prints one JSON line: peak memory and disk of the conversion, seconds to load, rates
-of prefill and decode, peak resident memory, and how much of the memory's bandwidth decoding used.
+Writes a checkpoint in the released layout (experts one by one, 5 GB shards), of which never more
+than one shard exists, so that 26 GB of disk are enough: each is filled with random numbers,
+quantised by the code of `omni quantize`, and emptied. Then a new process loads the result and
+answers a question about a 512 x 512 image. Prints one JSON line: peak memory and disk of the
+conversion, seconds to load, of prefill and of decoding, peak resident memory, and at which rate
+decoding read the weights.
 
 The weights are random, so the answer means nothing; it costs what a real one would.
 """

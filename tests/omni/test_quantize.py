@@ -1,4 +1,4 @@
-"""`omni quantize`: files as in memory, one stretch at a time, resumable, refusals with a way out."""
+"""`omni quantize`: files as in memory, resumable, refusals with a way out."""
 
 import json
 import shutil
@@ -119,18 +119,18 @@ def test_refusals_say_what_to_do(released, tmp_path, monkeypatch):
     quantize_checkpoint(released, out, choices)
     with pytest.raises(RequestError, match="out exists already; give a new directory"):
         quantize_checkpoint(released, out, choices)
-    with pytest.raises(CheckpointError, match="is quantised already.*float checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is quantised already.*float checkpoint"):
         quantize_checkpoint(out, tmp_path / "twice", choices)
-    with pytest.raises(CheckpointError, match="The model is quantised.*cannot be saved"):
+    with pytest.raises(CheckpointError, match=r"The model is quantised.*cannot be saved"):
         OmniModel.from_pretrained(out).save_pretrained(tmp_path / "saved")
-    with pytest.raises(RequestError, match="is quantised, which runs on the CPU only.*to meta"):
+    with pytest.raises(RequestError, match=r"is quantised, which runs on the CPU only.*to meta"):
         OmniModel.from_pretrained(out, device="meta", check_free_memory=False)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(RequestError, match=r"takes 0.00 GiB but 0.00 GiB is free"):
         quantize_checkpoint(released, tmp_path / "full", choices)
     next(released.glob("*.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match="1 of 3 files .* are missing"):
+    with pytest.raises(CheckpointError, match=r"1 of 3 files .* are missing"):
         quantize_checkpoint(released, tmp_path / "incomplete", choices)
 
 

@@ -1,4 +1,4 @@
-"""Laws of int8 and int4 weights: errors are bounded, rows are independent, kernels read our bytes."""
+"""Int8 and int4 weights: errors are bounded, rows are independent, kernels read our bytes."""
 
 import pytest
 import torch
