@@ -108,7 +108,7 @@ def stack_prefill(options: argparse.Namespace) -> dict[str, Any]:
         return work
 
     sides = three_sides(ours, theirs, options.threads)
-    limits = alternate(list(sides), options.repeats, ("int8_gemm",))
+    limits = alternate(list(sides), options, ("int8_gemm",))
     products = active_weights(config, weights) * options.tokens
     return report(sides, 2 * products / limits["int8_gemm"], limits)
 
@@ -157,7 +157,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
         return work
 
     sides = three_sides(ours, theirs, options.threads)
-    limits = alternate(list(sides), options.repeats, ("bandwidth",))
+    limits = alternate(list(sides), options, ("bandwidth",))
     return report(sides, read / limits["bandwidth"], limits) | {"megabytes": round(read / 1e6, 1)}
 
 
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--layers", default="ME*ME", help="M Mamba-2, E experts, * attention")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     # Before the fork everything runs on one thread: OpenMP's do not survive it.
