@@ -72,11 +72,13 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
     ) -> str:
         if not path:
             return message_panel(NO_MEDIUM)
-        loaded = models.get(visitors.of(visit.session_hash).choice)
+        visitor = visitors.of(visit.session_hash)
+        loaded = models.get(visitor.choice)
         try:
+            visitors.add_files(visitor, [path])
             plan = loaded.assistant.plan(asked or "", Path(path), **side.options(values))
         except OmniError as error:
-            return message_panel(str(error))
+            return message_panel(visitors.without_folder(str(error)))
         return plan_panel(plan, loaded.pace.estimate(plan))
 
     def compared(
@@ -88,13 +90,13 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
             yield *texts, *pictures, message_panel(NO_QUESTION if path else NO_MEDIUM)
             return
         visitor = visitors.of(visit.session_hash)
-        visitors.add_files(visitor, [path])
         loaded = models.get(visitor.choice)
         replies: list[Reply] = []
         count = len(controls[0].components)
         for number, side in enumerate(controls):
             options = side.options(values[number * count : (number + 1) * count])
             try:
+                visitors.add_files(visitor, [path])
                 stream = loaded.assistant.stream(asked, Path(path), **options)
                 for piece in models.run(stream):
                     texts[number] += piece
@@ -103,7 +105,7 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
                 loaded.pace.note(replies[-1].ledger)
                 pictures[number] = evidence_panel(replies[-1])
             except OmniError as error:
-                texts[number] = f"Not answered. {error}"
+                texts[number] = f"Not answered. {visitors.without_folder(str(error))}"
             yield *texts, *pictures, ""
         if len(replies) == len(SIDES):
             yield *texts, *pictures, compare_panel(*replies)

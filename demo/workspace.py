@@ -17,7 +17,7 @@ import gradio as gr
 from demo.models import Loaded, Models
 from demo.samples import Sample, choose, draw_samples
 from demo.token_panel import draw_token_controls
-from demo.visitors import Visitors
+from demo.visitors import Visitor, Visitors
 from omni.assistant import AnswerStream
 from omni.errors import OmniError
 from omni.inputs import Modality
@@ -97,19 +97,21 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
             ledger = _panel(f"{name}-ledger")
 
     def prepare(
-        loaded: Loaded, path: str | None, asked: str, values: Sequence[Any]
+        visitor: Visitor, loaded: Loaded, path: str | None, asked: str, values: Sequence[Any]
     ) -> AnswerStream | str:
         """A stream that has not run, or a sentence why there is none."""
         if not path:
             return NO_MEDIUM
         try:
+            visitors.add_files(visitor, [path])
             return loaded.assistant.stream(asked, Path(path), **controls.options(values))
         except OmniError as error:
-            return str(error)
+            return visitors.without_folder(str(error))
 
     def planned(visit: gr.Request, path: str | None, asked: str, *values: Any) -> str:
-        loaded = models.get(visitors.of(visit.session_hash).choice)
-        stream = prepare(loaded, path, asked or "", values)
+        visitor = visitors.of(visit.session_hash)
+        loaded = models.get(visitor.choice)
+        stream = prepare(visitor, loaded, path, asked or "", values)
         if isinstance(stream, str):
             return message_panel(stream)
         return plan_panel(stream.plan, loaded.pace.estimate(stream.plan))
@@ -119,15 +121,13 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
     ) -> tuple[str, str, str, str]:
         visitor = visitors.of(visit.session_hash)
         loaded = models.get(visitor.choice)
-        if path:
-            visitors.add_files(visitor, [path])
-        stream = prepare(loaded, path, asked or "", values)
+        stream = prepare(visitor, loaded, path, asked or "", values)
         if isinstance(stream, str):
             return message_panel(stream), "", "", ""
         try:
             preview = preview_panel(stream.request)
         except OmniError as error:
-            return message_panel(str(error)), "", "", ""
+            return message_panel(visitors.without_folder(str(error))), "", "", ""
         return plan_panel(stream.plan, loaded.pace.estimate(stream.plan)), preview, "", ""
 
     def answered(
@@ -138,9 +138,7 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
             return
         visitor = visitors.of(visit.session_hash)
         loaded = models.get(visitor.choice)
-        if path:
-            visitors.add_files(visitor, [path])
-        stream = prepare(loaded, path, asked, values)
+        stream = prepare(visitor, loaded, path, asked, values)
         if isinstance(stream, str):
             yield f"Not answered. {stream}", gr.skip(), gr.skip()
             return
@@ -154,7 +152,7 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
             loaded.pace.note(reply.ledger)
             yield reply.text, evidence_panel(reply), ledger_panel(reply.ledger)
         except OmniError as error:
-            yield f"Not answered. {error}", gr.skip(), gr.skip()
+            yield f"Not answered. {visitors.without_folder(str(error))}", gr.skip(), gr.skip()
 
     request = [medium, question, *controls.components]
     results, previews = [answer, shown, ledger], [plan, shown, ledger, answer]
