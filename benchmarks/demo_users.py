@@ -28,6 +28,7 @@ from gradio_client import Client, handle_file
 ROOT = Path(__file__).parents[1]
 MEDIA = ROOT / "examples" / "media"
 FILES = ("digit.png", "clip.mp4", "recording.wav", "ticket.pdf")
+LEAVING_S = 40.0  # a client that left is noticed at its next heartbeat, which is every 15 s
 PATIENCE_S = 120.0  # a busy machine is slow; that is measured, and is no error
 QUESTIONS = {
     "digit.png": ("Which digit is written here?", "Three"),
@@ -127,7 +128,7 @@ def observe(
     for _ in range(2):
         rounds.append(Round(url, seconds))
         rounds[-1].run(users)
-        time.sleep(10)  # tabs that closed are noticed
+        time.sleep(LEAVING_S)
         memory.append(server.memory_info().rss)
     done.set()
     watcher.join()
