@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from omni.assistant import Assistant
     from omni.batching import BatchRun
+    from omni.batching.cluster import RayRun
     from omni.config import OmniConfig
     from omni.conversation import Conversation
     from omni.generation import GenerationOptions
@@ -148,8 +149,9 @@ def batch(
     questions: "str | Sequence[Any] | Mapping[str, Any]" = (),
     *,
     model: "Assistant | str | Path | None" = None,
+    engine: str = "local",
     **options: Any,
-) -> "BatchRun":
+) -> "BatchRun | RayRun":
     """Ask the same questions about many files; one bad file is one error, not the end.
 
         for record in omni.batch("photos", "What is this?", out="answers.jsonl"):
@@ -164,6 +166,8 @@ def batch(
         questions: One or several, or a form: ``{"total": {"question": "...", "type": "number"}}``
             (see docs/batch.md); a row's own question goes before.
         model: An assistant, a directory or a hub id; None is the embedded checkpoint.
+        engine: ``local``, or ``ray`` for a pool of actors that each load the model; then
+            ``workers`` says how many, and there is no journal (`omni.batching.cluster.RayRun`).
         options: ``out``, ``per``, ``chunk_s``, ``combine``, ``batch_size``, ``timeout_s``,
             ``shard``, ``retry_errors``, ``cache``, ``cache_size`` of `omni.batching.BatchRun`, and
             the options of `Assistant.chat`.
@@ -178,6 +182,12 @@ def batch(
     from omni.assistant import Assistant
     from omni.batching import BatchRun
 
+    if engine == "ray":
+        from omni.batching.cluster import RayRun
+
+        return RayRun(items, questions, model=model, **options)
+    if engine != "local":
+        raise RequestError(f"engine is {engine!r}; expected 'local' or 'ray'.")
     assistant = model if isinstance(model, Assistant) else load(model)
     return BatchRun(items, questions, assistant=assistant, **options)
 

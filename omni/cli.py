@@ -310,6 +310,10 @@ def batch(
     timeout: Annotated[
         float, typer.Option(help="Seconds after which a decoder that gives nothing is stopped.")
     ] = 120.0,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: a pool of actors on a Ray cluster; no journal.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(help="Actors of --engine ray.")] = 2,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try again what failed in an earlier run.")
     ] = False,
@@ -361,7 +365,12 @@ def batch(
     run = omni.batch(
         paths,
         [*(question or ()), *(read_form(questions) if questions is not None else ())],
-        model=_load(model, device, adapter),
+        **(
+            {"model": model, "load": {"device": device, "adapter": adapter}, "workers": workers}
+            if engine == "ray"
+            else {"model": _load(model, device, adapter)}
+        ),
+        engine=engine,
         expand=True,
         out=out,
         per=per,

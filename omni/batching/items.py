@@ -184,6 +184,8 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _or_error(value: Any, folder: Path | None, where: str) -> Item:
+    if isinstance(value, Item):
+        return value
     if isinstance(value, OmniError):
         return Item(name=where, paths=(), error=value)
     try:

@@ -13,13 +13,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from omni.batching.cluster import RayRun
 from omni.batching.run import BatchRun
 from omni.batching.summary import Summary
 
 LINE_EVERY_S = 30.0  # where stderr is no terminal
 
 
-def run_shown(run: BatchRun, console: Console) -> None:
+def run_shown(run: BatchRun | RayRun, console: Console) -> None:
     """Take every record of a batch, and show on the console how far it is.
 
     Args:

@@ -81,6 +81,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         cache_size: Most that it may hold, in bytes or as ``"10GB"``; what was used longest ago
             goes first.
         expand: Whether a list of paths may have folders, globs and manifests in it.
+        decoder: One that goes on after this batch; None starts one.
         options: Those of `Assistant.chat`, the same for all tasks.
 
     Raises:
@@ -104,6 +105,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         cache: str | Path | None = None,
         cache_size: int | str = "10GB",
         expand: bool = False,
+        decoder: Decoder | None = None,
         **options: Any,
     ) -> None:
         if per not in ("item", "page"):
@@ -149,7 +151,8 @@ class BatchRun(Iterator[dict[str, Any]]):
             },
         }
         processor = assistant.processor
-        self.decoder = Decoder(
+        self.owns_decoder = decoder is None
+        self.decoder = decoder or Decoder(
             limits=processor.limits, allowed_roots=processor.allowed_roots, timeout_s=timeout_s
         )
         self.summary = Summary()
@@ -187,7 +190,8 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._release()
 
     def _release(self) -> None:
-        self.decoder.close()
+        if self.owns_decoder:
+            self.decoder.close()
         self.journal.close()
         if self.timings is not None:
             self.timings.close()
