@@ -21,7 +21,6 @@ from omni.batching.output import Writer, as_line, open_writer
 from omni.batching.run import BatchRun
 from omni.batching.summary import Summary
 from omni.errors import OmniError, RequestError
-from omni.media.isolated import Decoder
 
 ITEMS_AT_A_TIME = 16  # given to an actor; what is lost, and done again, when it dies
 
@@ -45,15 +44,10 @@ class Answers:
         *,
         model: str | Path | None = None,
         load: Mapping[str, Any] | None = None,
-        timeout_s: float = 120.0,
         **options: Any,
     ) -> None:
         self.questions = questions
         self.assistant = omni.load(model, **(load or {}))
-        processor = self.assistant.processor
-        self.decoder = Decoder(
-            limits=processor.limits, allowed_roots=processor.allowed_roots, timeout_s=timeout_s
-        )
         self.options = options
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
@@ -71,9 +65,7 @@ class Answers:
             names = list(batch)
             rows = zip(*(_plain(batch[name]) for name in names), strict=True)
             items = [dict(zip(names, row, strict=True)) for row in rows]
-        run = BatchRun(
-            items, self.questions, assistant=self.assistant, decoder=self.decoder, **self.options
-        )
+        run = BatchRun(items, self.questions, assistant=self.assistant, **self.options)
         return {"record": [as_line(record).decode() for record in run]}
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import omni
 from omni.assistant import Assistant
+from omni.batching import decoders
 from omni.batching.combining import combined_prompt
 from omni.batching.identity import as_text, settings_of, short_hash, task_key
 from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
@@ -81,7 +82,6 @@ class BatchRun(Iterator[dict[str, Any]]):
         cache_size: Most that it may hold, in bytes or as ``"10GB"``; what was used longest ago
             goes first.
         expand: Whether a list of paths may have folders, globs and manifests in it.
-        decoder: One that goes on after this batch; None starts one.
         options: Those of `Assistant.chat`, the same for all tasks.
 
     Raises:
@@ -105,7 +105,6 @@ class BatchRun(Iterator[dict[str, Any]]):
         cache: str | Path | None = None,
         cache_size: int | str = "10GB",
         expand: bool = False,
-        decoder: Decoder | None = None,
         **options: Any,
     ) -> None:
         if per not in ("item", "page"):
@@ -150,11 +149,8 @@ class BatchRun(Iterator[dict[str, Any]]):
                 **{name: version(name) for name in ("torch", "transformers")},
             },
         }
-        processor = assistant.processor
-        self.owns_decoder = decoder is None
-        self.decoder = decoder or Decoder(
-            limits=processor.limits, allowed_roots=processor.allowed_roots, timeout_s=timeout_s
-        )
+        self.timeout_s = timeout_s
+        self.decoder: Decoder | None = None
         self.summary = Summary()
         self.out = None if out is None else Path(out)
         self.writer: Writer | None = None if self.out is None else open_writer(self.out)
@@ -190,8 +186,9 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._release()
 
     def _release(self) -> None:
-        if self.owns_decoder:
-            self.decoder.close()
+        if self.decoder is not None:
+            decoders.keep(self.assistant, self.decoder)
+            self.decoder = None
         self.journal.close()
         if self.timings is not None:
             self.timings.close()
@@ -201,7 +198,7 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _run(self) -> Generator[dict[str, Any]]:
         begin = time.perf_counter()
         item: Item | None = None
-        self.decoder.start()
+        self.decoder = decoders.borrow(self.assistant, self.timeout_s)
         try:
             for window in self._windows():
                 for group in find_groups(window, self.batch_size):
@@ -319,13 +316,17 @@ class BatchRun(Iterator[dict[str, Any]]):
         key = short_hash(["spans", sha256, self.per_page, self.chunk_s])
         known = self.journal.get(key)
         if known is None:
-            media = self.decoder.open(item.paths[0])
+            media = self._open(item.paths[0])
             spans = find_spans(media, per_page=self.per_page, chunk_s=self.chunk_s)
             known = {"spans": [None if span is None else span.to_dict() for span in spans]}
             self.journal.add(key, known)
         return [Span.from_dict(values) for values in known["spans"]]
 
     # ---------------------------------------------------------------- 2. prompts
+
+    def _open(self, path: str) -> Media:
+        assert self.decoder is not None
+        return self.decoder.open(path)
 
     def _prepare(self, tasks: Sequence[Task]) -> int:
         """Open media and build the prompts of all questions about them; errors are results.
@@ -335,7 +336,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         """
         begin = time.perf_counter()
         try:
-            media = [cut(self.decoder.open(path), tasks[0].span) for path in tasks[0].item.paths]
+            media = [cut(self._open(path), tasks[0].span) for path in tasks[0].item.paths]
         except Exception as error:
             for task in tasks:
                 self._fail(task, error)

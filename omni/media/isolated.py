@@ -52,11 +52,10 @@ class Decoder:
         allowed_roots: Sequence[Path] | None = None,
         timeout_s: float = 120.0,
     ) -> None:
-        self.limits = limits or MediaLimits()
-        self.allowed_roots = None if allowed_roots is None else list(allowed_roots)
-        self.timeout_s = timeout_s
         self.process: subprocess.Popen[bytes] | None = None
         self.is_ready = False
+        self.setup: dict[str, Any] = {}
+        self.set_up(limits=limits, allowed_roots=allowed_roots, timeout_s=timeout_s)
 
     def __enter__(self) -> "Decoder":
         return self
@@ -163,6 +162,24 @@ class Decoder:
             raise value
         return value
 
+    def set_up(
+        self,
+        *,
+        limits: MediaLimits | None = None,
+        allowed_roots: Sequence[Path] | None = None,
+        timeout_s: float = 120.0,
+    ) -> None:
+        """Change what was given when this was made; a child that works by something else ends."""
+        setup = {
+            "limits": limits or MediaLimits(),
+            "allowed_roots": None if allowed_roots is None else list(allowed_roots),
+            "timeout_s": timeout_s,
+        }
+        if self.is_ready and setup != self.setup:
+            self.close()
+        self.setup, self.timeout_s = setup, timeout_s
+        self.limits = setup["limits"]
+
     def start(self) -> None:
         """Start the child without waiting for it, so that it is there when it is needed."""
         if self.process is not None:
@@ -184,13 +201,8 @@ class Decoder:
         assert child.stdout is not None
         if self.is_ready:
             return child
-        setup = {
-            "limits": self.limits,
-            "allowed_roots": self.allowed_roots,
-            "timeout_s": self.timeout_s,
-        }
         try:
-            send(child.stdin, setup)
+            send(child.stdin, self.setup)
             receive(child.stdout)
         except (EOFError, OSError) as error:
             self.close()

@@ -11,11 +11,11 @@ import pytest
 import omni
 from omni import feature_cache, identity
 from omni.assistant import Assistant
-from omni.batching import BatchRun
-from omni.batching import run as run_module
+from omni.batching import BatchRun, decoders
 from omni.batching.spans import Span
 from omni.errors import CorruptMediaError, RequestError, SchemaError
 from omni.media import load_media
+from omni.media.isolated import Decoder
 from tests.support import media as samples
 from tests.support import tiny_omni
 
@@ -23,11 +23,8 @@ SHORT = {"max_new_tokens": 4}
 QUESTIONS = ["What?", "A longer question, where?"]
 
 
-class LocalDecoder:
+class LocalDecoder(Decoder):
     """Media without a child process, whose own tests are in tests/omni/media."""
-
-    def __init__(self, **options):
-        pass
 
     def start(self):
         pass
@@ -38,9 +35,6 @@ class LocalDecoder:
             media._reader = Decays()
         return media
 
-    def close(self):
-        pass
-
 
 class Decays:
     def read(self, indices):
@@ -49,7 +43,7 @@ class Decays:
 
 @pytest.fixture(autouse=True)
 def local(monkeypatch):
-    monkeypatch.setattr(run_module, "Decoder", LocalDecoder)
+    monkeypatch.setattr(decoders, "Decoder", LocalDecoder)
 
 
 @pytest.fixture(scope="module")
