@@ -170,15 +170,15 @@ class Decoder:
         timeout_s: float = 120.0,
     ) -> None:
         """Change what was given when this was made; a child that works by something else ends."""
+        self.limits = limits or MediaLimits()
         setup = {
-            "limits": limits or MediaLimits(),
+            "limits": self.limits,
             "allowed_roots": None if allowed_roots is None else list(allowed_roots),
             "timeout_s": timeout_s,
         }
         if self.is_ready and setup != self.setup:
             self.close()
         self.setup, self.timeout_s = setup, timeout_s
-        self.limits = setup["limits"]
 
     def start(self) -> None:
         """Start the child without waiting for it, so that it is there when it is needed."""
