@@ -60,7 +60,9 @@ def demo(
     The page is served on this machine only, unless --host says otherwise. It needs no network.
     """
     from demo.server import ServerSettings, serve
+    from omni.allocator import give_freed_memory_back
 
+    give_freed_memory_back()
     serve(
         ServerSettings(
             host=host,

@@ -25,9 +25,21 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library is one that was told: glibc. Elsewhere nothing happens.
     """
+    return _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD})
+
+
+def give_freed_memory_back() -> bool:
+    """Undo `keep_freed_memory`: for servers, whose visitors come and go.
+
+    Returns:
+        Whether the C library is one that was told.
+    """
+    return _set({M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 2**10, M_TOP_PAD: 128 * 2**10})
+
+
+def _set(parameters: dict[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD}
-    results = [mallopt(name, value) for name, value in settings.items()]
+    results = [mallopt(name, value) for name, value in parameters.items()]
     return all(result == 1 for result in results)

@@ -21,6 +21,14 @@ def test_freed_memory_stays_with_a_process_that_asked_for_it():
     assert int(found.stdout) > 2**28
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_a_server_gives_freed_memory_back():
+    undo = "from omni.allocator import give_freed_memory_back\nassert give_freed_memory_back()\n"
+    measure = MEASURE.replace("block =", f"{undo}block =")
+    found = subprocess.run([sys.executable, "-c", measure], capture_output=True, check=True)
+    assert int(found.stdout) < 2**28
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     from omni.allocator import keep_freed_memory
 
