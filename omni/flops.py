@@ -82,7 +82,7 @@ def prefill_flops(config: OmniConfig, num_tokens: int, *, past: int = 0) -> int:
         gated_mlp = 3 * 2 * text.hidden_size * text.intermediate_size * num_tokens
         return text.num_hidden_layers * (_attention(text, num_tokens, past) + gated_mlp) + head
     per_layer = {
-        "linear_attention": _mamba(text, num_tokens),
+        "linear_attention": _mamba(text, num_tokens, past),
         "full_attention": _attention(text, num_tokens, past),
         "moe": _experts(text) * num_tokens,
         "mlp": _mlp(text.hidden_size, text.intermediate_size) * num_tokens,
@@ -149,7 +149,7 @@ def _attention(text: Any, L: int, past: int = 0) -> int:
     return projections + 2 * 2 * pairs * H * d
 
 
-def _mamba(text: Any, L: int) -> int:
+def _mamba(text: Any, L: int, past: int = 0) -> int:
     """One Mamba-2 layer, its scan in chunks as `omni.backbone.ssd` runs it."""
     inner, heads = text.mamba_num_heads * text.mamba_head_dim, text.mamba_num_heads
     G, N = text.n_groups, text.ssm_state_size
@@ -157,9 +157,11 @@ def _mamba(text: Any, L: int) -> int:
     projections = 2 * text.hidden_size * ((inner + channels + heads) + inner)
     convolution = 2 * channels * text.conv_kernel
     Q = ceil(L / max(ceil(L / MAX_CHUNK_SIZE), 1))
-    # Inside a chunk B with C, then over the inputs; the state takes in a chunk and gives it out.
-    scan = 2 * (Q * G * N + Q * inner + 2 * inner * N)
-    return L * (projections + convolution + scan)
+    # Inside a chunk B with C, then over the inputs; the state takes in a chunk and gives it out,
+    # but for the first chunk of all, before which there is none.
+    scan = 2 * (Q * G * N + Q * inner + inner * N)
+    given = L if past else L - Q
+    return L * (projections + convolution + scan) + given * 2 * inner * N
 
 
 def _experts(text: Any) -> int:

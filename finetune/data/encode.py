@@ -218,4 +218,4 @@ def _decoded(item: MediaItem) -> MediaItem:
     cues: Callable[[], Mapping[str, Tensor]] | None = None
     if item.cues is not None and build(item.reduction).part("after_projector").cues:
         cues = partial(dict, item.cues())
-    return replace(item, windows=list(item.windows), cues=cues)
+    return replace(item, windows=list(item.windows), cues=cues, envelope=None)

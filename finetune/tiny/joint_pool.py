@@ -106,7 +106,8 @@ class EncodedProcessor(OmniProcessor):
             replace(
                 item,
                 windows=[window._replace(rows=window.rows.float()) for window in source.windows],
-                cues=None,  # they hold the open medium, which cannot go to another process
+                cues=None,  # these hold the open medium, which cannot go to another process
+                envelope=None,
             )
             for item, source in zip(inputs.media, sources, strict=True)
         ]

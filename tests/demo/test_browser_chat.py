@@ -112,7 +112,10 @@ def test_two_people_never_see_each_others_files_or_answers(visit, server):
     second.say(ASKED["recording.wav"][0])
     for window in (first, second):
         window.page.locator("#chat-evidence .shown").wait_for()
-    seen = [window.page.locator("body").inner_html() for window in (first, second)]
+    seen = [
+        "".join(window.page.locator(part).inner_html() for part in ("#chat", "#chat-evidence"))
+        for window in (first, second)
+    ]
     assert "digit.png" in seen[0]
     assert "recording.wav" in seen[1]
     assert "recording.wav" not in seen[0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hypothesis import given
@@ -45,7 +46,8 @@ def post(body: bytes, path: str = "/gradio_api/queue/join") -> tuple[int, bytes,
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
-    asyncio.run(Guard(app)(scope, receive, send))
+    with ThreadPoolExecutor(1) as pool:  # this thread may have a loop: the browser's
+        pool.submit(asyncio.run, Guard(app)(scope, receive, send)).result()
     return sent[0]["status"], sent[1]["body"], got[0] if got else None
 
 
