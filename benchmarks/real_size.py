@@ -1,8 +1,8 @@
 """The real size on a small box: quantise random weights of the 33 B model, load them, ask.
 
-    python benchmarks/real_size.py --folder /tmp/real-size                  # int4, 33 B
-    python benchmarks/real_size.py --folder /tmp/real-size --layers MEM*E   # fewer layers
-    python benchmarks/real_size.py --folder /tmp/real-size --keep           # a second run only asks
+    python benchmarks/real_size.py --folder real-size                  # int4, 33 B
+    python benchmarks/real_size.py --folder real-size --layers MEM*E   # fewer layers
+    python benchmarks/real_size.py --folder real-size --keep           # a second run only asks
 
 Writes a checkpoint in the released layout (experts one by one, 5 GB shards), of which never more
 than one shard exists, so that 26 GB of disk are enough: each is filled with random numbers,

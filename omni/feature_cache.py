@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,10 @@ class FeatureCache:
         def keep(window: Window) -> Window:
             facts = (item.modality, item.grid[1:], *window[1:], merging_rate(item))
             path = self._path((*facts, window.rows.shape), _bytes_of(window.rows))
-            if not path.exists():
+            try:
+                rows = load_file(path)["hidden"]
+                os.utime(path)
+            except FileNotFoundError:
                 self.misses += 1
                 hidden = self._encode(item, window)
                 with _new(path) as new:
@@ -89,8 +94,7 @@ class FeatureCache:
                 self._added(path)
                 return hidden
             self.hits += 1
-            os.utime(path)
-            return window._replace(rows=load_file(path)["hidden"], is_hidden=True)
+            return window._replace(rows=rows, is_hidden=True)
 
         return keep
 
@@ -102,15 +106,22 @@ class FeatureCache:
         return replace(item, windows=LazyWindows(lambda: self._windows(item, path)))
 
     def _windows(self, item: MediaItem, path: Path) -> Iterator[Window]:
-        if path.exists():
-            self.hits += 1
+        number = 0
+        try:
+            pieces = sorted(path.iterdir())
             os.utime(path)
-            for piece in sorted(path.iterdir()):
+            self.hits += 1
+            for piece in pieces:
                 with safe_open(piece, framework="pt") as file:
                     num_valid, num_tokens = json.loads(file.metadata()["counts"])
                     hidden = file.get_tensor("hidden")
                 yield Window(hidden, num_valid, num_tokens, is_hidden=True)
+                number += 1
             return
+        except FileNotFoundError:  # never there, or deleted by another run in the meantime
+            if number:
+                yield from map(partial(self._encode, item), islice(item.windows, number, None))
+                return
         self.misses += 1
         with _new(path) as new:
             new.mkdir()
@@ -137,7 +148,8 @@ class FeatureCache:
         return self.folder / key[:2] / key
 
     def _entries(self) -> Iterator[Path]:
-        return self.folder.glob("??/*")
+        """What is whole; what a run is writing, or deleting, has a suffix."""
+        return (entry for entry in self.folder.glob("??/*") if not entry.suffix)
 
     def _added(self, path: Path) -> None:
         """Count a new entry, and delete the oldest ones while there is too much."""
@@ -146,7 +158,7 @@ class FeatureCache:
         self.size += _size(path)
         if self.size <= self.max_bytes:
             return
-        for entry in sorted(self._entries(), key=lambda entry: entry.stat().st_mtime_ns):
+        for entry in sorted(self._entries(), key=_last_use):
             self.size -= _size(entry)
             _remove(entry)
             if self.size <= self.max_bytes:
@@ -179,15 +191,32 @@ def check_cacheable(item: MediaItem) -> None:
 
 
 def _remove(entry: Path) -> None:
-    if entry.is_dir():
-        shutil.rmtree(entry, ignore_errors=True)
+    """Delete an entry; in one step it is gone for those who look, so that none is seen in part."""
+    gone = entry.with_name(f"{entry.name}.{os.getpid()}.{threading.get_ident()}.gone")
+    try:
+        entry.rename(gone)
+    except FileNotFoundError:
+        return
+    if gone.is_dir():
+        shutil.rmtree(gone, ignore_errors=True)
     else:
-        entry.unlink(missing_ok=True)
+        gone.unlink(missing_ok=True)
 
 
 def _size(entry: Path) -> int:
-    files = entry.iterdir() if entry.is_dir() else [entry]
-    return sum(file.stat().st_size for file in files)
+    """Bytes of an entry; what another run has deleted has none."""
+    try:
+        files = list(entry.iterdir()) if entry.is_dir() else [entry]
+        return sum(file.stat().st_size for file in files)
+    except FileNotFoundError:
+        return 0
+
+
+def _last_use(entry: Path) -> int:
+    try:
+        return entry.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:

@@ -54,6 +54,7 @@ class Decoder:
     ) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.is_ready = False
+        self.is_asked = False
         self.setup: dict[str, Any] = {}
         self.set_up(limits=limits, allowed_roots=allowed_roots, timeout_s=timeout_s)
 
@@ -121,7 +122,8 @@ class Decoder:
                     return
                 yield piece
         except GeneratorExit:
-            if self.process is child:
+            # Not in the middle of another question, when the collector ends a forgotten stream.
+            if self.process is child and not self.is_asked:
                 self.call(path, "close", number)
             raise
         raise CorruptMediaError(f"{path}: its decoder was stopped on account of another file")
@@ -139,6 +141,7 @@ class Decoder:
 
         timer = threading.Timer(self.timeout_s, kill)
         timer.start()
+        self.is_asked = True
         try:
             send(child.stdin, (command, *arguments))
             outcome, value = receive(child.stdout)
@@ -158,6 +161,7 @@ class Decoder:
             raise
         finally:
             timer.cancel()
+            self.is_asked = False
         if outcome == "error":
             raise value
         return value

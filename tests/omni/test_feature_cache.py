@@ -1,5 +1,7 @@
 """Features named by their source: decoded and encoded once, the same answers, a bounded folder."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -68,6 +70,29 @@ def test_a_reading_that_is_given_up_leaves_nothing(tmp_path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     logits(cache(prompt(), "files"))
     assert (cache.hits, cache.misses) == (0, 4)
+
+
+def test_what_another_run_deletes_meanwhile_is_made_again(tmp_path) -> None:
+    cache = FeatureCache(tmp_path, ASSISTANT.model)
+    options = {"num_frames": 12}
+    expected = logits(cache(prompt(**options), "files"))
+    video = next(i for i in cache(prompt(**options), "files").media if i.modality == "video")
+    windows = iter(video.windows)
+    next(windows)
+    for entry in tmp_path.glob("??/*"):
+        shutil.rmtree(entry)
+    assert sum(1 for _ in windows) + 1 == len(list(video.windows))
+    torch.testing.assert_close(logits(cache(prompt(**options), "files")), expected)
+
+
+def test_what_another_run_is_writing_is_neither_counted_nor_deleted(tmp_path) -> None:
+    writing = tmp_path / "00" / "0011.7.7.new"
+    writing.mkdir(parents=True)
+    (writing / "000000.safetensors").write_bytes(bytes(10**4))
+    cache = FeatureCache(tmp_path, ASSISTANT.model, max_bytes=1)
+    assert cache.size == 0
+    logits(cache(prompt(), "files"))
+    assert [path.name for path in tmp_path.glob("??/*")] == [writing.name]
 
 
 def test_the_folder_stays_within_its_bound_and_the_oldest_goes_first(tmp_path) -> None:
