@@ -10,14 +10,15 @@ Three sides answer the same questions about the same files with the same weights
 - a loop that calls `generate` of transformers for each, on its own model class with our weights,
   fed by our processor (its video path fails, hence pictures and recordings only).
 
-Each has answered two files before, so the process that decodes is there: its start takes about 3 s
-once. With `--turns 5` they take turns, a part of the files at a time, so that a busy machine slows
-all of them; a batch of fewer files groups them less well. Prints one JSON line: seconds of each
-side, the ratios, how many answers are equal, and as `limit` what sharing alone would allow: tokens
-of all prompts over tokens that a batch reads, media once.
+Each has answered two files before; the process that decodes is started anew for each batch, and
+that is counted. With `--turns 5` they take turns, a part of the files at a time, so that a busy
+machine slows all of them; a batch of fewer files groups them less well. Prints one JSON line:
+seconds of each side, the ratios, how many answers are equal, and as `limit` what sharing alone
+would allow: tokens of all prompts over tokens that a batch reads, media once.
 """
 
 import argparse
+import copy
 import json
 import platform
 import random
@@ -82,10 +83,11 @@ class Batch:
     def __call__(self, paths: Sequence[Path]) -> list[str]:
         """Answers of the next run."""
         self.calls += 1
+        assistant = copy.copy(self.assistant)  # which has no process that decodes yet
         records = omni.batch(
             paths,
             QUESTIONS,
-            model=self.assistant,
+            model=assistant,
             out=self.folder / f"{self.calls}.jsonl",
             max_new_tokens=MAX_NEW_TOKENS,
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders import TokenMerging, watch_class_attention
@@ -26,7 +26,7 @@ def batch_key(item: MediaItem, window: Window) -> tuple[Any, ...]:
         return ("image", merging_rate(item))
     if item.modality == "video":
         return ("video", *item.grid[1:], merging_rate(item))
-    return ("audio", *window.rows.shape, window.num_valid)
+    return ("audio", window.rows.shape[1])
 
 
 def run_tower(
@@ -115,13 +115,14 @@ def _encode_videos(
 
 
 def _encode_audio(model: Any, windows: list[Window]) -> list[Tensor]:
-    """Clips of equal length, trimmed to the tokens that stand for real samples.
+    """Clips, padded to the longest, trimmed to the tokens that stand for real samples.
 
     Prompts made by transformers' processor have one placeholder more where the valid frames are a
     multiple of eight; it stands for no sound and gets an empty embedding.
     """
     tower = model.audio_tower
-    features = torch.stack([window.rows for window in windows]).to(model.device, tower.dtype)
+    rows = nn.utils.rnn.pad_sequence([window.rows for window in windows], batch_first=True)
+    features = rows.to(model.device, tower.dtype)
     lengths = torch.tensor([window.num_valid for window in windows], device=model.device)
     hidden = tower.encode_clip(features, lengths)
     tokens = max(window.num_tokens for window in windows)

@@ -7,6 +7,7 @@ again. Of each line only its key and place are kept in memory (about 200 bytes a
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ from omni.errors import RequestError
 
 
 class Journal:
-    """Finished work by key; the last line of a key counts.
+    """Finished work by key; the last line of a key counts. Threads may share it.
 
     Args:
         path: The file, made if it is not there; None for one that vanishes with this object.
@@ -26,6 +27,7 @@ class Journal:
 
     def __init__(self, path: Path | None, *, forget_errors: bool = False) -> None:
         self.places: dict[bytes, int] = {}
+        self.lock = threading.Lock()  # of the file's position
         if path is None:
             self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
             return
@@ -49,16 +51,20 @@ class Journal:
         place = self.places.get(bytes.fromhex(key))
         if place is None:
             return None
-        self.file.seek(place)
-        found: dict[str, Any] = json.loads(self.file.readline())
+        with self.lock:
+            self.file.seek(place)
+            line = self.file.readline()
+        found: dict[str, Any] = json.loads(line)
         return found
 
     def add(self, key: str, value: dict[str, Any]) -> None:
         """Append one line and hand it to the operating system."""
-        place = self.file.seek(0, os.SEEK_END)
-        self.file.write(json.dumps({"key": key, **value}).encode() + b"\n")
-        self.file.flush()
-        self.places[bytes.fromhex(key)] = place
+        line = json.dumps({"key": key, **value}).encode() + b"\n"
+        with self.lock:
+            place = self.file.seek(0, os.SEEK_END)
+            self.file.write(line)
+            self.file.flush()
+            self.places[bytes.fromhex(key)] = place
 
     def close(self) -> None:
         """Close the file, which unlocks it."""

@@ -29,6 +29,10 @@ class Task:
     schema: dict[str, Any] | None = None
     parts: tuple["Task", ...] = ()
     """Tasks whose answers this one combines; then no medium is opened for it."""
+    halves: tuple["Task", ...] = ()
+    """Tasks that combine half of them each, where all are too much for one prompt."""
+    error: Exception | None = None
+    """Why its item cannot be read."""
     inputs: OmniInputs | None = None
     open_s: float = 0.0
 

@@ -6,12 +6,17 @@
    group that fails is answered part by part.
 4. Write each result to the journal when it is there, and yield the records in order.
 
+The model has a thread of its own: while it answers, the next tasks are opened, and the decoder
+process is some frames ahead of both.
+
 The final file is a function of items, questions and journal, so it does not matter how often a run
 was stopped, nor which prompts shared a batch: an answer at temperature 0 does not depend on that.
 """
 
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
@@ -22,17 +27,18 @@ import omni
 from omni.assistant import Assistant
 from omni.batching import decoders
 from omni.batching.combining import combined_prompt
-from omni.batching.identity import as_text, settings_of, short_hash, task_key
-from omni.batching.items import Item, ItemSource, content_hash, in_shard, parse_shard
+from omni.batching.identity import settings_of
+from omni.batching.items import Item, ItemSource, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.output import Writer, as_line, open_writer, sidecar
 from omni.batching.questions import Question, read_questions
 from omni.batching.results import make_record, make_result
-from omni.batching.spans import Span, check_chunk, cut, find_spans
+from omni.batching.spans import check_chunk, cut
 from omni.batching.summary import Summary
+from omni.batching.tasks import TaskSource
 from omni.budget import parse_bytes
-from omni.errors import MediaError, RequestError
+from omni.errors import ContextLengthError, MediaError, RequestError
 from omni.feature_cache import FeatureCache
 from omni.generation import GenerationOptions
 from omni.identity import fingerprint
@@ -43,7 +49,7 @@ from omni.options import MediaOptions
 from omni.reduction import check_reduction
 from omni.reply import Reply
 
-HELD_BYTES = 256 * 2**20  # of opened pictures and recordings that wait for their group
+HELD_BYTES = 128 * 2**20  # of pictures and recordings that wait; twice, with those being answered
 MAX_WINDOW_TASKS = 128  # after which records are written even if nothing had to be answered
 GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together
 
@@ -124,11 +130,9 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.assistant = assistant
         self.combine = combine
         self.source = ItemSource(items, expand=expand)
-        self.questions = read_questions(questions)
-        self.per_page, self.chunk_s = per == "page", chunk_s
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
-        media, generation = _check_options(assistant, self.questions, options, cache is not None)
-        self.schema = generation.schema
+        asked = read_questions(questions)
+        media, generation = _check_options(assistant, asked, options, cache is not None)
         self.options = {name: value for name, value in options.items() if name != "schema"}
         self.batch_size, self.rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
@@ -139,8 +143,8 @@ class BatchRun(Iterator[dict[str, Any]]):
             self.cache = FeatureCache(Path(cache), assistant.model, max_bytes=most)
         own = fingerprint(assistant.model, assistant.processor)
         self.model = {"name": assistant.name, "fingerprint": own}
-        self.settings = settings_of(media, generation)
-        self.settings |= {name: options.get(name) for name in ("thinking", "tools")}
+        settings = settings_of(media, generation)
+        settings |= {name: options.get(name) for name in ("thinking", "tools")}
         self.facts = {
             "seed": generation.seed,
             "model": self.model,
@@ -166,6 +170,24 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.timings: IO[bytes] | None = None
         if self.out is not None:
             self.timings = sidecar(self.out, "timings").open("ab")
+        self.tasks = TaskSource(
+            self.source,
+            asked,
+            processor=assistant.processor,
+            journal=self.journal,
+            open_media=self._open,
+            fingerprint=own,
+            settings=settings,
+            schema=generation.schema,
+            shard=self.shard,
+            per_page=per == "page",
+            chunk_s=chunk_s,
+            combine=combine,
+        )
+        self.awaited: set[str] = set()  # keys of what is opened and not yet answered
+        self.last_opened: tuple[str, Media] | None = None
+        self.is_stopped = False
+        self.lock = threading.Lock()
         self.records = self._run()
 
     def __next__(self) -> dict[str, Any]:
@@ -188,7 +210,7 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _release(self) -> None:
         if self.decoder is not None:
             decoders.keep(self.assistant, self.decoder)
-            self.decoder = None
+            self.decoder = self.last_opened = None
         self.journal.close()
         if self.timings is not None:
             self.timings.close()
@@ -196,29 +218,25 @@ class BatchRun(Iterator[dict[str, Any]]):
             self.writer.discard()
 
     def _run(self) -> Generator[dict[str, Any]]:
-        begin = time.perf_counter()
-        item: Item | None = None
+        self.begin = time.perf_counter()
+        self.item: Item | None = None
         self.decoder = decoders.borrow(self.assistant, self.timeout_s)
+        model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        before: tuple[list[Task], Future[None]] | None = None
         try:
             for window in self._windows():
-                for group in find_groups(window, self.batch_size):
-                    self._answer(group)
-                self._prepare_combined(window)
-                for group in find_groups(window, self.batch_size):
-                    self._answer(group)
-                for task in window:
-                    record = self._record(task)
-                    if self.writer is not None:
-                        self.writer.add(record)
-                    self.summary.items += task.item is not item
-                    item = task.item
-                    self.summary.count(record)
-                    self.summary.seconds = time.perf_counter() - begin
-                    yield record
+                following = (window, model.submit(self._answer_all, window))
+                if before is not None:
+                    yield from self._records(*before, model)
+                before = following
+            if before is not None:
+                yield from self._records(*before, model)
             if self.writer is not None:
                 self.writer.finish()
                 self.writer = None
         finally:
+            self.is_stopped = True
+            model.shutdown(cancel_futures=True)
             self._release()
 
     # ---------------------------------------------------------------- 1. tasks
@@ -227,106 +245,31 @@ class BatchRun(Iterator[dict[str, Any]]):
         """Tasks in order, in windows whose opened media are little enough to hold."""
         window: list[Task] = []
         held, waiting = 0, 0
-        seen: set[str] = set()
         full = self.batch_size if self.batch_size == 1 else GROUPS_AHEAD * self.batch_size
-        for _, tasks in groupby(self._tasks(), key=lambda task: (id(task.item), task.span)):
+        for _, tasks in groupby(self.tasks, key=lambda task: (id(task.item), task.span)):
             lot = Lot(tasks)
-            new = [task for task in lot if self._find(task) is None and task.key not in seen]
-            if new and not new[0].parts:
+            new = [t for t in lot if self._find(t) is None and t.key not in self.awaited]
+            if new and (error := new[0].error) is not None:
+                for task in new:
+                    self._fail(task, error)
+            elif new and not new[0].parts:
+                self.awaited.update(task.key for task in new)
                 held, waiting = held + self._prepare(new), waiting + 1
-                seen.update(task.key for task in new)
             window += lot
             if waiting >= full or held > HELD_BYTES or len(window) >= MAX_WINDOW_TASKS:
                 yield window
-                window, held, waiting, seen = [], 0, 0, set()
+                window, held, waiting = [], 0, 0
         if window:
             yield window
-
-    def _tasks(self) -> Iterator[Task]:
-        processor = self.assistant.processor
-        for item in self.source:
-            if self.shard is not None and not in_shard(item.name, self.shard):
-                continue
-            questions = tuple(Question(text=text) for text in item.questions) or self.questions
-            error: Exception | None = item.error
-            sha256: str | None = None
-            spans: list[Span | None] = [None]
-            if error is None and not questions:
-                error = RequestError("The row has no question, and the batch has none for all.")
-            if error is None:
-                try:
-                    sha256 = content_hash(item.paths, processor.limits, processor.allowed_roots)
-                    if not self._has_failed(item, sha256, questions):
-                        spans = self._spans(item, sha256)
-                except Exception as caught:
-                    error = caught
-            questions = questions or (Question(text=""),)
-            parts: list[list[Task]] = [[] for _ in questions]
-            for span in spans:
-                for number, question in enumerate(questions):
-                    task = self._task(item, sha256, span, question)
-                    if error is not None and self._find(task) is None:
-                        self._fail(task, error)
-                    parts[number].append(task)
-                    yield task
-            if self.combine is not None and spans != [None]:
-                for question, tasks in zip(questions, parts, strict=True):
-                    yield self._task(item, sha256, None, question, tuple(tasks))
-
-    def _task(
-        self,
-        item: Item,
-        sha256: str | None,
-        span: Span | None,
-        question: Question,
-        parts: tuple[Task, ...] = (),
-    ) -> Task:
-        schema = self.schema if question.schema is None else question.schema
-        asked = question.text
-        if parts:
-            asked = short_hash([self.combine, asked, *(part.key for part in parts)])
-        key = task_key(
-            sha256=sha256 or f"unreadable {item.name}",
-            span=span,
-            question=asked,
-            fingerprint=self.model["fingerprint"],
-            settings={**self.settings, "schema": as_text(schema)},
-        )
-        return Task(
-            item=item,
-            sha256=sha256,
-            span=span,
-            question=question.text,
-            field=question.field,
-            schema=schema,
-            parts=parts,
-            key=key,
-            error_key=short_hash([key, item.name]),
-        )
-
-    def _has_failed(self, item: Item, sha256: str, questions: Sequence[Question]) -> bool:
-        """Whether the journal knows that an item cannot even be opened."""
-        tasks = [self._task(item, sha256, None, question) for question in questions]
-        return all(task.error_key in self.journal for task in tasks)
-
-    def _spans(self, item: Item, sha256: str) -> list[Span | None]:
-        """The parts of an item; the journal remembers them, so that it need not be opened again."""
-        if len(item.paths) > 1 or not (self.per_page or self.chunk_s is not None):
-            return [None]
-        key = short_hash(["spans", sha256, self.per_page, self.chunk_s])
-        known = self.journal.get(key)
-        if known is None:
-            media = self._open(item.paths[0])
-            spans = find_spans(media, per_page=self.per_page, chunk_s=self.chunk_s)
-            known = {"spans": [None if span is None else span.to_dict() for span in spans]}
-            self.journal.add(key, known)
-        return [Span.from_dict(values) for values in known["spans"]]
 
     # ---------------------------------------------------------------- 2. prompts
 
     def _open(self, path: str) -> Media:
+        """Open a file, but once for all of its parts."""
         assert self.decoder is not None
-        return self.decoder.open(path)
+        if self.last_opened is None or self.last_opened[0] != path:
+            self.last_opened = path, self.decoder.open(path)
+        return self.last_opened[1]
 
     def _prepare(self, tasks: Sequence[Task]) -> int:
         """Open media and build the prompts of all questions about them; errors are results.
@@ -354,25 +297,44 @@ class BatchRun(Iterator[dict[str, Any]]):
             task.open_s, begin = time.perf_counter() - begin, time.perf_counter()
         return sum(map(_held_bytes, media))
 
-    def _prepare_combined(self, window: Sequence[Task]) -> None:
-        """Build the prompts of what combines answers, when these are there."""
-        waiting: set[str] = set()
-        for task in window:
-            if not task.parts or task.key in waiting or self._find(task) is not None:
-                continue
-            waiting.add(task.key)
-            begin = time.perf_counter()
-            try:
-                found = [(part.span, self._find(part)) for part in task.parts]
-                known = [(span, result) for span, result in found if span and result]
-                text = combined_prompt(self.combine or "", task.question, known)
-                turn = {"role": "user", "content": text}
-                task.inputs = self.assistant.prepare([turn], **self.options)
-            except Exception as error:
+    def _prepare_combined(self, task: Task) -> None:
+        """Build the prompt of what combines answers; too many are first combined by halves."""
+        begin = time.perf_counter()
+        try:
+            found = [(part.span, self._find(part)) for part in task.halves or task.parts]
+            known = [(span, result) for span, result in found if span and result]
+            text = combined_prompt(self.combine or "", task.question, known)
+            turn = {"role": "user", "content": text}
+            task.inputs = self.assistant.prepare([turn], **self.options)
+        except ContextLengthError as error:
+            if task.halves or len(task.parts) < 4:
                 self._fail(task, error)
-            task.open_s = time.perf_counter() - begin
+                return
+            task.halves = self.tasks.halves(task)
+            self._answer_combined(task.halves)
+            self._prepare_combined(task)
+        except Exception as error:
+            self._fail(task, error)
+        task.open_s = time.perf_counter() - begin
 
     # ---------------------------------------------------------------- 3. answers
+
+    def _answer_all(self, window: Sequence[Task]) -> None:
+        self._answer_groups(window)
+        self._answer_combined([task for task in window if task.parts])
+
+    def _answer_combined(self, tasks: Sequence[Task]) -> None:
+        """Answer what combines answers, when these are there."""
+        waiting = {task.key: task for task in tasks if self._find(task) is None}
+        for task in waiting.values():
+            self._prepare_combined(task)
+        self._answer_groups(list(waiting.values()))
+
+    def _answer_groups(self, tasks: Sequence[Task]) -> None:
+        for group in find_groups(tasks, self.batch_size):
+            if self.is_stopped:
+                return
+            self._answer(group)
 
     def _answer(self, group: Sequence[Lot]) -> None:
         try:
@@ -402,11 +364,15 @@ class BatchRun(Iterator[dict[str, Any]]):
         lines = str(error).splitlines()
         found = {"class": type(error).__name__, "message": lines[0] if lines else ""}
         self.journal.add(task.error_key, {"error": found, **self.facts})
-        task.inputs = None
-        self.summary.computed += 1
+        task.inputs = task.error = None  # an error holds on to the frames that it came through
+        self._count_computed()
+
+    def _count_computed(self) -> None:
+        with self.lock:  # the model's thread counts, too
+            self.summary.computed += 1
 
     def _note_times(self, task: Task, reply: Reply, size: int) -> None:
-        self.summary.computed += 1
+        self._count_computed()
         if self.timings is None:
             return
         self.timings.write(
@@ -428,18 +394,32 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _find(self, task: Task) -> dict[str, Any] | None:
         return self.journal.get(task.key) or self.journal.get(task.error_key)
 
-    def _record(self, task: Task) -> dict[str, Any]:
-        found = self._find(task)
-        if found is None:  # an equal file before it in the window has failed
-            if task.parts:
-                self._prepare_combined([task])
-            else:
-                self._prepare([task])
-            if task.inputs is not None:
-                self._answer([Lot([task])])
+    def _records(
+        self, window: Sequence[Task], answered: Future[None], model: ThreadPoolExecutor
+    ) -> Iterator[dict[str, Any]]:
+        """The records of a window, as soon as it is answered."""
+        answered.result()
+        self.awaited.difference_update(task.key for task in window)
+        for task in window:
+            if self._find(task) is None:  # an equal file before it has failed
+                model.submit(self._answer_again, task).result()
             found = self._find(task)
-        assert found is not None
-        return make_record(task, found)
+            assert found is not None
+            record = make_record(task, found)
+            if self.writer is not None:
+                self.writer.add(record)
+            self.summary.items += task.item is not self.item
+            self.item = task.item
+            self.summary.count(record)
+            self.summary.seconds = time.perf_counter() - self.begin
+            yield record
+
+    def _answer_again(self, task: Task) -> None:
+        if task.parts:
+            self._answer_combined([task])
+        else:
+            self._prepare([task])
+            self._answer_groups([task])
 
 
 def _check_options(

@@ -1,7 +1,7 @@
 """Items cut into parts that are asked about one by one: pages of documents, stretches of time."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,22 +19,32 @@ class Span:
 
     Attributes:
         page: Number of a page, from 1.
+        last_page: Number of the last one, of several.
         start_s: First second of a stretch.
         end_s: Where it ends.
     """
 
     page: int | None = None
+    last_page: int | None = None
     start_s: float | None = None
     end_s: float | None = None
 
+    def to(self, last: "Span") -> "Span":
+        """From the start of this part to the end of a later one."""
+        return replace(self, last_page=last.last_page or last.page, end_s=last.end_s)
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a record."""
+        if self.last_page is not None:
+            return {"page": self.page, "last_page": self.last_page}
         if self.page is not None:
             return {"page": self.page}
         return {"start_s": self.start_s, "end_s": self.end_s}
 
     def label(self) -> str:
-        """As people read it, such as ``0:02:00-0:03:00`` or ``page 4``."""
+        """As people read it: ``0:02:00-0:03:00``, ``page 4``, ``pages 4-7``."""
+        if self.last_page is not None:
+            return f"pages {self.page}-{self.last_page}"
         if self.page is not None:
             return f"page {self.page}"
         return f"{_clock(self.start_s or 0.0)}-{_clock(self.end_s or 0.0)}"

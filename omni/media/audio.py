@@ -4,23 +4,28 @@ A recording is decoded in blocks, mixed to one channel, resampled as a stream an
 spool (memory while small, then a temporary file); models read it back clip by clip.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from omni.errors import CorruptMediaError, RequestError, UnsupportedMediaError
 from omni.media.limits import MediaLimits, refuse_above
 from omni.media.source import Source
+from omni.media.tensors import to_numpy, to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLING_RATE = 16_000  # Hz; what the audio towers were trained on
 CLIP_SAMPLES = 480_000  # 30 s
@@ -77,6 +82,14 @@ class Audio:
         Raises:
             RequestError: if `num_samples` is below 1.
         """
+        return map(to_tensor, self.blocks(num_samples))
+
+    def blocks(self, num_samples: int) -> Iterator[Float[np.ndarray, " samples"]]:
+        """The clips as arrays.
+
+        Raises:
+            RequestError: if `num_samples` is below 1.
+        """
         if num_samples < 1:
             raise RequestError(f"found clips of {num_samples} samples, expected at least 1")
         for start in range(0, self.num_samples, num_samples):
@@ -84,7 +97,7 @@ class Audio:
 
     def waveform(self) -> Float[Tensor, " samples"]:
         """Return the whole recording; 230 MB an hour, so prefer `clips` for long ones."""
-        return self._read(0, self.num_samples)
+        return to_tensor(self._read(0, self.num_samples))
 
     def envelope(self, columns: int) -> Float[Tensor, "columns 2"]:
         """Lowest and highest sample of each of so many equal stretches, for drawing.
@@ -98,16 +111,17 @@ class Audio:
         if columns < 1:
             raise RequestError(f"found an envelope of {columns} columns, expected at least 1")
         columns = min(columns, self.num_samples)
-        lowest, highest = torch.full((columns,), torch.inf), torch.full((columns,), -torch.inf)
+        lowest = np.full(columns, np.inf, dtype=np.float32)
+        highest = -lowest
         start = 0
-        for clip in self.clips():
-            place = (torch.arange(start, start + len(clip)) * columns) // self.num_samples
-            lowest.scatter_reduce_(0, place, clip, "amin")
-            highest.scatter_reduce_(0, place, clip, "amax")
+        for clip in self.blocks(CLIP_SAMPLES):
+            place = (np.arange(start, start + len(clip)) * columns) // self.num_samples
+            np.minimum.at(lowest, place, clip)
+            np.maximum.at(highest, place, clip)
             start += len(clip)
-        return torch.stack([lowest, highest], dim=1)
+        return to_tensor(np.stack([lowest, highest], axis=1))
 
-    def part(self, start_s: float, end_s: float) -> "Audio":
+    def part(self, start_s: float, end_s: float) -> Audio:
         """A copy of the seconds from ``start_s`` to before ``end_s``.
 
         Raises:
@@ -122,7 +136,7 @@ class Audio:
         # It lives as long as the recording, which closes it.
         spool = tempfile.SpooledTemporaryFile(max_size=MAX_BYTES_IN_MEMORY)  # noqa: SIM115
         for first in range(start, end, BLOCK_VALUES):
-            _append(spool, self._read(first, min(BLOCK_VALUES, end - first)).numpy())
+            _append(spool, self._read(first, min(BLOCK_VALUES, end - first)))
         return Audio(
             name=f"{self.name} {start_s:g}-{end_s:g} s",
             spool=spool,
@@ -131,11 +145,11 @@ class Audio:
             num_source_channels=self.num_source_channels,
         )
 
-    def _read(self, start: int, count: int) -> Float[Tensor, " samples"]:
+    def _read(self, start: int, count: int) -> Float[np.ndarray, " samples"]:
         with self._lock:
             self._spool.seek(start * BYTES_PER_SAMPLE)
             data = self._spool.read(count * BYTES_PER_SAMPLE)
-        return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.float32))
+        return np.frombuffer(bytearray(data), dtype=np.float32)
 
 
 def build_audio(
@@ -325,22 +339,22 @@ def audio_from_array(
         raise RequestError(
             f"{name}: found a waveform without its rate; pass sampling_rate=... in Hz"
         )
-    tensor = torch.as_tensor(array).detach().cpu()
-    if tensor.ndim == 1:
-        tensor = tensor[None]
-    if tensor.ndim != 2 or tensor.shape[0] > MAX_CHANNELS:
+    values = to_numpy(array)
+    if values.ndim == 1:
+        values = values[None]
+    if values.ndim != 2 or values.shape[0] > MAX_CHANNELS:
         raise UnsupportedMediaError(
             f"{name}: found a waveform of shape {tuple(array.shape)}, expected (samples,) or "
             f"(channels, samples) with at most {MAX_CHANNELS} channels; transpose it"
         )
-    if not (tensor.is_floating_point() or tensor.dtype == torch.int16):
+    if not (np.issubdtype(values.dtype, np.floating) or values.dtype == np.int16):
         raise UnsupportedMediaError(
-            f"{name}: found samples of type {tensor.dtype}, expected floats or int16; convert them"
+            f"{name}: found samples of type {values.dtype}, expected floats or int16; convert them"
         )
-    scale = 1 / 32_768 if tensor.dtype == torch.int16 else 1.0
-    step = BLOCK_VALUES // max(tensor.shape[0], 1)
+    scale = np.float32(1 / 32_768 if values.dtype == np.int16 else 1.0)
+    step = BLOCK_VALUES // max(values.shape[0], 1)
     blocks = (
-        (tensor[:, start : start + step].float() * scale).T.numpy()
-        for start in range(0, tensor.shape[1], step)
+        values[:, start : start + step].astype(np.float32).T * scale
+        for start in range(0, values.shape[1], step)
     )
     return build_audio(blocks, sampling_rate, name=name, limits=limits)

@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import pypdfium2
 import pypdfium2.raw
-import torch
 
 from omni.errors import CorruptMediaError, RequestError
 from omni.media.image import Image, open_picture, picture_pixels
@@ -133,7 +132,7 @@ class PdfDocument(Document):
                 rgb = np.array(bitmap.to_numpy()[:, :, :3])  # a copy: the bitmap owns its memory
             finally:
                 bitmap.close()
-        return Image(pixels=torch.from_numpy(rgb), name=f"{self.name}, page {index + 1}")
+        return Image(values=rgb, name=f"{self.name}, page {index + 1}")
 
     @contextmanager
     def _page(self, pdf: pypdfium2.PdfDocument, index: int) -> Iterator[pypdfium2.PdfPage]:
@@ -214,9 +213,9 @@ class TiffDocument(Document):
         if scale != (1.0, 1.0):
             height, width = pixels.shape[:2]
             size = (max(round(width * scale[0]), 1), max(round(height * scale[1]), 1))
-            resized = PIL.Image.fromarray(pixels.numpy()).resize(size, PIL.Image.Resampling.LANCZOS)
-            pixels = torch.from_numpy(np.array(resized))
-        return Image(pixels=pixels, name=f"{self.name}, page {index + 1}")
+            resized = PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.LANCZOS)
+            pixels = np.array(resized)
+        return Image(values=pixels, name=f"{self.name}, page {index + 1}")
 
     @contextmanager
     def _page(self, index: int) -> Iterator[PIL.Image.Image]:

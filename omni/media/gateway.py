@@ -1,39 +1,37 @@
 """The one door through which media enters: any source -> Image, Video, Audio or Document."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import PIL.Image
-from torch import Tensor
 
-from omni.errors import MediaError, RequestError, UnsupportedMediaError
+from omni.errors import CorruptMediaError, MediaError, RequestError, UnsupportedMediaError
 from omni.media.audio import Audio, audio_from_array, load_audio_file
 from omni.media.audio_pyav import load_audio_track
-from omni.media.container import first_video_stream, open_container
+from omni.media.container import demuxer_of, first_video_stream, open_container
 from omni.media.detect import MediaKind, describe_unknown, detect_family
 from omni.media.document import Document, PdfDocument, TiffDocument, count_tiff_pages
 from omni.media.image import Image, image_from_array, image_from_pil, load_image
 from omni.media.limits import MediaLimits
 from omni.media.source import BinaryFile, Source, open_source
 from omni.media.structure import check_complete
+from omni.media.tensors import is_tensor
 from omni.media.video import FrameReader, Video, video_from_array
 from omni.media.video_decord import DecordReader
 from omni.media.video_pyav import PyAVReader, probe
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Media = Image | Video | Audio | Document
-MediaSource = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | BinaryFile
-    | PIL.Image.Image
-    | np.ndarray
-    | Tensor
+MediaSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | PIL.Image.Image | "
+    "np.ndarray | Tensor"
 )
 VideoBackend = Literal["auto", "pyav", "decord"]
 ANIMATIONS = ("GIF",)  # pictures which FFmpeg also reads as video, if that is asked for
@@ -88,7 +86,7 @@ def load_media(
     if isinstance(source, PIL.Image.Image):
         media: Media = image_from_pil(source, limits)
         found = "a PIL image"
-    elif isinstance(source, np.ndarray | Tensor):
+    elif isinstance(source, np.ndarray) or is_tensor(source):
         media = _from_array(source, sampling_rate, fps, limits)
         found = f"an array of shape {tuple(source.shape)}"
     else:
@@ -171,6 +169,10 @@ def _from_container(
     with open_container(source, limits) as container:
         has_video = first_video_stream(container) is not None
         has_audio = bool(container.streams.audio)
+        if demuxer_of(container) == "flac":  # one with its header is detected as such
+            raise CorruptMediaError(
+                f"{source.name}: found FLAC audio without the start of its file; copy it again"
+            )
     if has_video and kind != "audio":
         _expect(source, f"a video ({format_name})", "video", kind)
         return _load_video(source, limits, video_backend)

@@ -1,22 +1,26 @@
 """Still pictures: files, arrays and tensors -> RGB bytes, upright, over white."""
 
+from __future__ import annotations
+
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from omni.errors import CorruptMediaError, MediaError, MediaLimitError, UnsupportedMediaError
 from omni.media.limits import MediaLimits, refuse_above
 from omni.media.source import Source
+from omni.media.tensors import to_numpy, to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # No EPS (runs Ghostscript), no formats which only a museum needs.
 PIL_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM")
@@ -41,19 +45,24 @@ PIL_ERRORS = (
 class Image:
     """One picture, upright and opaque."""
 
-    pixels: UInt8[Tensor, "height width 3"]
+    values: UInt8[np.ndarray, "height width 3"]
     """RGB, 0-255."""
     name: str
 
     @property
+    def pixels(self) -> UInt8[Tensor, "height width 3"]:
+        """The values as a tensor on the same memory."""
+        return to_tensor(self.values)
+
+    @property
     def width(self) -> int:
         """Width in pixels."""
-        return self.pixels.shape[1]
+        return self.values.shape[1]
 
     @property
     def height(self) -> int:
         """Height in pixels."""
-        return self.pixels.shape[0]
+        return self.values.shape[0]
 
 
 def load_image(source: Source, limits: MediaLimits) -> Image:
@@ -65,7 +74,7 @@ def load_image(source: Source, limits: MediaLimits) -> Image:
         UnsupportedMediaError: if its pixel format has no defined picture.
     """
     with open_picture(source, limits) as picture:
-        return Image(pixels=picture_pixels(picture, source.name), name=source.name)
+        return Image(values=picture_pixels(picture, source.name), name=source.name)
 
 
 def image_from_pil(
@@ -80,7 +89,7 @@ def image_from_pil(
     """
     _check_size(picture, limits, name)
     with _pillow_errors(name):
-        return Image(pixels=picture_pixels(picture, name), name=name)
+        return Image(values=picture_pixels(picture, name), name=name)
 
 
 def image_from_array(
@@ -120,9 +129,9 @@ def image_from_array(
     )
     scaled = bytes_from_values(values, name)
     if channels == 4:
-        return Image(pixels=_over_white(PIL.Image.fromarray(scaled)), name=name)
+        return Image(values=_over_white(PIL.Image.fromarray(scaled)), name=name)
     rgb = np.repeat(scaled, 3, axis=2) if channels == 1 else scaled
-    return Image(pixels=torch.from_numpy(np.array(rgb)), name=name)
+    return Image(values=np.array(rgb), name=name)
 
 
 def bytes_from_values(values: np.ndarray, name: str) -> np.ndarray:
@@ -173,7 +182,7 @@ def open_picture(source: Source, limits: MediaLimits) -> Iterator[PIL.Image.Imag
         yield picture
 
 
-def picture_pixels(picture: PIL.Image.Image, name: str) -> UInt8[Tensor, "height width 3"]:
+def picture_pixels(picture: PIL.Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:
     """Convert the current frame of a Pillow image: upright, scaled to 8 bits, over white.
 
     Raises:
@@ -184,11 +193,11 @@ def picture_pixels(picture: PIL.Image.Image, name: str) -> UInt8[Tensor, "height
     picture = _upright(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         gray = bytes_from_values(_wide_values(picture, name), name)
-        return torch.from_numpy(np.repeat(gray[:, :, None], 3, axis=2))
+        return np.repeat(gray[:, :, None], 3, axis=2)
     has_alpha = "A" in picture.getbands() or "a" in picture.getbands()
     if has_alpha or "transparency" in picture.info:
         return _over_white(picture)
-    return torch.from_numpy(np.array(picture.convert("RGB")))
+    return np.array(picture.convert("RGB"))
 
 
 def _wide_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
@@ -205,10 +214,10 @@ def _wide_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def _over_white(picture: PIL.Image.Image) -> UInt8[Tensor, "height width 3"]:
+def _over_white(picture: PIL.Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     colour = picture.convert("RGBA")
     white = PIL.Image.new("RGBA", colour.size, (255, 255, 255, 255))
-    return torch.from_numpy(np.array(PIL.Image.alpha_composite(white, colour).convert("RGB")))
+    return np.array(PIL.Image.alpha_composite(white, colour).convert("RGB"))
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -247,11 +256,3 @@ def _pillow_errors(name: str) -> Iterator[None]:
         raise CorruptMediaError(
             f"{name}: the image is damaged or ends early ({error}); save it again from its source"
         ) from error
-
-
-def to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
-    """Copy to the CPU where needed; half-precision types, which NumPy lacks, become float32."""
-    if not isinstance(array, Tensor):
-        return np.asarray(array)
-    array = array.detach().cpu()
-    return array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()

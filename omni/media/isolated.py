@@ -5,8 +5,9 @@ frames, pages and sound come from a child process. If it gives nothing for the t
 killed, if it dies that is noticed, and either is an error of that one medium. The next request
 starts a new child.
 
-What it costs: some seconds to start the child, once and after every kill; its memory (PyTorch and
-one decoded picture); and copying pixels through a pipe. Nothing is decoded twice.
+What it costs: a second to start the child, once and after every kill; its memory (one picture, and
+the frames that it decodes ahead); and copying pixels through a pipe. Nothing is decoded twice,
+except where the child is killed while a video is being read: that goes on in the next one.
 """
 
 import os
@@ -16,27 +17,26 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from omni.errors import CorruptMediaError, MediaError, MediaTimeoutError
 from omni.media.audio import MAX_BYTES_IN_MEMORY, Audio
 from omni.media.document import DEFAULT_DPI, Document
 from omni.media.gateway import Media
 from omni.media.image import Image
-from omni.media.isolated_process import receive, send
+from omni.media.isolated_process import StreamLostError, receive, send
 from omni.media.limits import MediaLimits
 from omni.media.video import Video
 
 
 class Decoder:
-    """Opens media in a child process, which is started when it is needed.
+    """Opens media in a child process, which is started when it is needed; threads may share it.
 
     Args:
         limits: Of the media gateway.
@@ -54,7 +54,8 @@ class Decoder:
     ) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.is_ready = False
-        self.is_asked = False
+        self.lock = threading.Lock()  # held from a question to its answer
+        self.forgotten: list[int] = []  # streams that the child may end
         self.setup: dict[str, Any] = {}
         self.set_up(limits=limits, allowed_roots=allowed_roots, timeout_s=timeout_s)
 
@@ -94,7 +95,7 @@ class Decoder:
         if found["kind"] == "image":
             return _image(found)
         if found["kind"] == "audio":
-            return self._audio(path, found)
+            return self._audio(path, "open", found)
         if found["kind"] == "document":
             return RemoteDocument(self, path, found["name"], found["num_pages"])
         info = found["info"]
@@ -103,7 +104,7 @@ class Decoder:
             info=info,
             reader=RemoteFrames(self, path),
             limits=self.limits,
-            load_audio=(lambda: self._audio(path, self.call(path, "track", path)))
+            load_audio=cache(lambda: self._audio(path, "track", self.call(path, "track", path)))
             if info.has_audio
             else None,
         )
@@ -112,25 +113,34 @@ class Decoder:
         """Yield the pieces of a stream of the child.
 
         Raises:
-            CorruptMediaError: Another medium's trouble has ended that child; ask again.
+            StreamLostError: It was another child's, which a medium's trouble has ended.
         """
-        child = self.process
         try:
-            while self.process is child:
-                piece = self.call(path, "next", number)
-                if piece is None:
-                    return
+            while (piece := self.call(path, "next", number)) is not None:
                 yield piece
         except GeneratorExit:
-            # Not in the middle of another question, when the collector ends a forgotten stream.
-            if self.process is child and not self.is_asked:
-                self.call(path, "close", number)
+            # Told with the next question: this may be the collector's, in the middle of one.
+            self.forgotten.append(number)
             raise
-        raise CorruptMediaError(f"{path}: its decoder was stopped on account of another file")
 
     def call(self, path: str, command: str, *arguments: Any) -> Any:
-        """Ask the child, and kill it if it does not answer in time."""
+        """Ask the child, and kill it if it does not answer in time.
+
+        Args:
+            path: The medium that is asked about.
+            command: A method of `isolated_process.Server`.
+            *arguments: Its arguments.
+
+        Raises:
+            MediaTimeoutError: It gave nothing for `timeout_s`.
+            MediaError: It died, or the gateway refuses the file.
+        """
+        with self.lock:
+            return self._ask(path, command, *arguments)
+
+    def _ask(self, path: str, command: str, *arguments: Any) -> Any:
         child = self._child()
+        forgotten, self.forgotten = self.forgotten, []
         assert child.stdin is not None
         assert child.stdout is not None
         late = threading.Event()
@@ -141,9 +151,8 @@ class Decoder:
 
         timer = threading.Timer(self.timeout_s, kill)
         timer.start()
-        self.is_asked = True
         try:
-            send(child.stdin, (command, *arguments))
+            send(child.stdin, (forgotten, command, *arguments))
             outcome, value = receive(child.stdout)
         except (EOFError, OSError) as error:
             self.close()
@@ -161,7 +170,6 @@ class Decoder:
             raise
         finally:
             timer.cancel()
-            self.is_asked = False
         if outcome == "error":
             raise value
         return value
@@ -216,13 +224,17 @@ class Decoder:
         self.is_ready = True
         return child
 
-    def _audio(self, path: str, found: dict[str, Any]) -> Audio:
+    def _audio(self, path: str, command: str, found: dict[str, Any]) -> Audio:
         # It lives as long as the recording, which closes it.
         spool = tempfile.SpooledTemporaryFile(max_size=MAX_BYTES_IN_MEMORY)  # noqa: SIM115
         num_samples = 0
-        for block in self.stream(path, found["stream"]):
-            spool.write(block.tobytes())
-            num_samples += len(block)
+        try:
+            for block in self.stream(path, found["stream"]):
+                spool.write(block.tobytes())
+                num_samples += len(block)
+        except StreamLostError:
+            spool.close()
+            return self._audio(path, command, self.call(path, command, path))
         return Audio(
             name=found["name"],
             spool=spool,
@@ -244,11 +256,18 @@ class RemoteFrames:
         self.decoder = decoder
         self.path = path
 
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield the frames at ascending positions, one by one."""
-        number = self.decoder.call(self.path, "frames", self.path, tuple(indices))
-        for frame in self.decoder.stream(self.path, number):
-            yield torch.from_numpy(frame)
+        given = 0
+        while True:
+            number = self.decoder.call(self.path, "frames", self.path, tuple(indices[given:]))
+            try:
+                for frame in self.decoder.stream(self.path, number):
+                    given += 1
+                    yield frame
+            except StreamLostError:
+                continue
+            return
 
 
 class RemoteDocument(Document):
@@ -278,7 +297,7 @@ class RemoteDocument(Document):
 
 
 def _image(found: dict[str, Any]) -> Image:
-    return Image(pixels=torch.from_numpy(found["pixels"]), name=found["name"])
+    return Image(values=found["pixels"], name=found["name"])
 
 
 def _how(code: int | None) -> str:

@@ -1,7 +1,8 @@
 """The child process that opens and decodes media, so that it can be killed; see `isolated`.
 
 Requests come on stdin and replies leave on stdout, each as 8 bytes of length and a pickle. Media
-cross as arrays: a whole picture, a rendered page, one frame or a block of sound at a time.
+cross as arrays: a whole picture, a rendered page, one frame or a block of sound at a time. Frames
+are decoded ahead of their requests.
 """
 
 import faulthandler
@@ -9,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import count
@@ -23,7 +25,8 @@ from omni.media.document import Document
 from omni.media.gateway import Media, load_media
 from omni.media.image import Image
 from omni.media.limits import MediaLimits
-from omni.media.video import FramePlan, Video
+from omni.media.read_ahead import ReadAhead
+from omni.media.video import Video
 
 BLOCK_SAMPLES = 2**20  # of sound in one reply: 4 MiB
 MAX_OPEN = 8  # videos and documents whose facts are kept; they hold no pixels
@@ -53,6 +56,10 @@ def receive(stream: IO[bytes]) -> Any:
     return pickle.loads(data)
 
 
+class StreamLostError(OmniError):
+    """The child which had the stream has ended, and this is the next one."""
+
+
 class Server:
     """Answers requests about paths; forgetting what is open only costs time.
 
@@ -65,14 +72,14 @@ class Server:
         self.limits = limits
         self.allowed_roots = allowed_roots
         self.opened: OrderedDict[str, Media] = OrderedDict()
-        self.streams: dict[int, Iterator[Any]] = {}
-        self.numbers = count()
+        self.streams: dict[int, Iterator[np.ndarray]] = {}
+        self.numbers = count(time.time_ns())  # other ones than those of an earlier child
 
     def open(self, path: str) -> dict[str, Any]:
         """What a file is; pixels or sound come along, or as a stream."""
         media = self._media(path)
         if isinstance(media, Image):
-            return {"kind": "image", "name": media.name, "pixels": media.pixels.numpy()}
+            return {"kind": "image", "name": media.name, "pixels": media.values}
         if isinstance(media, Video):
             return {"kind": "video", "name": media.name, "info": media.info}
         if isinstance(media, Document):
@@ -91,14 +98,7 @@ class Server:
         """A stream of frames at ascending positions."""
         video = self._media(path)
         assert isinstance(video, Video)
-        times = tuple(float(video.info.frame_times_s[i]) for i in indices)
-        plan = FramePlan(
-            indices=indices,
-            timestamps_s=times,
-            source_fps=video.fps,
-            duration_s=video.duration_s,
-        )
-        return self._stream(frame.numpy() for frame in video.frames(plan))
+        return self._stream(ReadAhead(video.decode(indices)))
 
     def page_size(self, path: str, index: int) -> tuple[float, float]:
         """Points of a page."""
@@ -107,20 +107,29 @@ class Server:
     def render(self, path: str, index: int, dpi: float) -> dict[str, Any]:
         """Pixels of a page."""
         image = self._document(path).render(index, dpi)
-        return {"kind": "image", "name": image.name, "pixels": image.pixels.numpy()}
+        return {"kind": "image", "name": image.name, "pixels": image.values}
 
     def next(self, stream: int) -> np.ndarray | None:
-        """The next piece of a stream; None after the last."""
+        """The next piece of a stream; None after the last.
+
+        Raises:
+            StreamLostError: There is no such stream.
+        """
+        if stream not in self.streams:
+            raise StreamLostError
         piece = next(self.streams[stream], None)
         if piece is None:
             del self.streams[stream]
         return piece
 
-    def close(self, stream: int) -> None:
-        """Forget a stream."""
-        self.streams.pop(stream, None)
+    def forget(self, streams: list[int]) -> None:
+        """End streams that nobody reads on."""
+        for number in streams:
+            stream = self.streams.pop(number, None)
+            if isinstance(stream, ReadAhead):
+                stream.close()
 
-    def _stream(self, pieces: Iterator[Any]) -> int:
+    def _stream(self, pieces: Iterator[np.ndarray]) -> int:
         number = next(self.numbers)
         self.streams[number] = pieces
         return number
@@ -131,7 +140,7 @@ class Server:
             "name": audio.name,
             "sampling_rate": audio.source_sampling_rate,
             "channels": audio.num_source_channels,
-            "stream": self._stream(block.numpy() for block in audio.clips(BLOCK_SAMPLES)),
+            "stream": self._stream(audio.blocks(BLOCK_SAMPLES)),
         }
 
     def _document(self, path: str) -> Document:
@@ -163,12 +172,13 @@ def main() -> None:
         os.dup2(silence.fileno(), noisy)
     while True:
         try:
-            command, *arguments = receive(requests)
+            forgotten, command, *arguments = receive(requests)
         except EOFError:
             return
         # Fires in C, without the interpreter's lock, even where a decoder never comes back.
         limit_s = setup["timeout_s"] + ORPHAN_GRACE_S
         faulthandler.dump_traceback_later(limit_s, exit=True, file=silence)
+        server.forget(forgotten)
         try:
             reply = ("value", getattr(server, command)(*arguments))
         except OmniError as error:

@@ -5,21 +5,25 @@
 3. A `FrameReader` (PyAV or decord) decodes those frames one by one.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from omni.errors import CorruptMediaError, RequestError, UnsupportedMediaError
 from omni.media.audio import Audio
-from omni.media.image import bytes_from_values, to_numpy
+from omni.media.image import bytes_from_values
 from omni.media.limits import MediaLimits, refuse_above
+from omni.media.tensors import to_numpy, to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # floor(duration * fps) must not lose a frame to a container which rounds times to milliseconds
 FRAME_COUNT_SLACK = 0.01
@@ -74,7 +78,7 @@ class VideoInfo:
 class FrameReader(Protocol):
     """Decodes frames of one video."""
 
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield the frames at ascending `indices`, one by one.
 
         Raises:
@@ -183,7 +187,10 @@ class Video:
             RequestError: if the plan names frames that the video does not have.
             CorruptMediaError: if decoding ends early; names the frames found and expected.
         """
-        indices = plan.indices
+        return (to_tensor(frame) for frame in self.decode(plan.indices))
+
+    def decode(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """Decode the frames at ascending `indices` as arrays; see `frames`."""
         if any(b <= a for a, b in itertools.pairwise(indices)):
             raise RequestError(
                 f"{self.name}: found frame indices out of order, expected ascending ones"
@@ -195,7 +202,7 @@ class Video:
             )
         return self._reader.read(indices)
 
-    def part(self, start_s: float, end_s: float) -> "Video":
+    def part(self, start_s: float, end_s: float) -> Video:
         """The frames from ``start_s`` to before ``end_s`` as a video whose times start at 0.
 
         Raises:
@@ -243,7 +250,7 @@ class _LaterFrames:
         self._reader = reader
         self._first = first
 
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         return self._reader.read([self._first + index for index in indices])
 
 
@@ -291,10 +298,10 @@ class ArrayReader:
         self._frames = frames
         self._name = name
 
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield copies of the frames at `indices`."""
         for index in indices:
-            yield torch.from_numpy(np.array(bytes_from_values(self._frames[index], self._name)))
+            yield np.array(bytes_from_values(self._frames[index], self._name))
 
 
 def video_from_array(

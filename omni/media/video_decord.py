@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
 from omni.errors import CorruptMediaError, MediaAccessError, UnsupportedMediaError
 from omni.media.source import Source
@@ -50,7 +48,7 @@ class DecordReader:
         self._info = timeline.info
         self._can_seek = len(timeline.keyframes) > 0
 
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield the frames at ascending `indices`.
 
         Raises:
@@ -77,7 +75,7 @@ class DecordReader:
                         "video_backend='pyav' or export the video again"
                     ) from error
                 position = index + 1
-                yield torch.from_numpy(np.array(frame))
+                yield np.array(frame)
 
     def _open(self, file: io.BufferedIOBase) -> "decord.VideoReader":
         name, path = self._source.name, self._source.path

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
-from torch import Tensor
 
 from omni.errors import CorruptMediaError
 from omni.media.container import INDEXED_DEMUXERS, demuxer_of, first_video_stream, open_container
@@ -228,7 +226,7 @@ class PyAVReader:
         self._timeline = timeline
         self._limits = limits
 
-    def read(self, indices: Sequence[int]) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def read(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield the frames at ascending `indices`, seeking over long gaps.
 
         Raises:
@@ -264,7 +262,7 @@ class PyAVReader:
 
     def _read_run(
         self, container: InputContainer, run: Sequence[int], seek: int | None
-    ) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield the frames of a run; fewer if the stream ends or skips one."""
         wanted = iter(run)
         target = next(wanted)
@@ -295,11 +293,11 @@ class PyAVReader:
         place = int(np.searchsorted(pts, frame.pts))
         return place if place == len(pts) or pts[place] == frame.pts else place - 1
 
-    def _pixels(self, frame: VideoFrame) -> UInt8[Tensor, "height width 3"]:
+    def _pixels(self, frame: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         info = self._timeline.info
         size = (info.width, info.height) if info.rotation % 180 == 0 else (info.height, info.width)
         rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-        return torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, info.rotation // 90)))
+        return np.ascontiguousarray(np.rot90(rgb, info.rotation // 90))
 
     def _refuse_missing(self, index: int, num_given: int, num_wanted: int) -> None:
         info = self._timeline.info

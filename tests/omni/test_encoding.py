@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omni import encoding
 from omni.encoding import StageTimes, encode_media, source_layout
 from omni.options import MediaOptions
 from tests.support import tiny_omni
@@ -41,6 +42,26 @@ def test_streamed_windows_give_what_the_whole_item_gives(model, processor, reduc
         assert torch.equal(reduced[index][1].cells, layout.cells)
         assert torch.equal(reduced[index][1].source_cells, layout.source_cells)
     assert torch.equal(reduced[1][0], full[1][0])
+
+
+def test_recordings_of_like_lengths_share_a_pass_and_stay_apart(model, processor, monkeypatch):
+    seconds = (0.5, 2.0, 1.1, 1.0, 1.2)
+    sounds = [processor.load_media(tiny_omni.tone(s), sampling_rate=16_000) for s in seconds]
+    media = processor.from_text("<so_embedding>" * len(sounds), sounds).media
+    passes = []
+    run = encoding.run_tower
+
+    def watched(model, items, batch):
+        passes.append(sorted(index for index, _ in batch))
+        return run(model, items, batch)
+
+    monkeypatch.setattr(encoding, "run_tower", watched)
+    together = encode_media(model, media)
+    assert passes == [[0], [2, 3, 4], [1]]
+    for item, (features, layout) in zip(media, together, strict=True):
+        [(alone, own)] = encode_media(model, [item])
+        torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-4)
+        assert_same_layout(layout, own)
 
 
 def test_every_item_has_its_times(model, processor):

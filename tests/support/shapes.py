@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from omni.media import Audio, Document, Image, MediaLimits, Video, VideoInfo
 from omni.prompt import Page
@@ -16,7 +14,7 @@ from omni.prompt import Page
 class NoReader:
     """A frame reader that must not be used."""
 
-    def read(self, indices: Sequence[int]) -> Iterator[Tensor]:
+    def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         pytest.fail(f"planning decoded frames {indices}")
 
 
@@ -36,8 +34,8 @@ class SheetOfPaper(Document):
 
 def picture(height: int, width: int) -> Image:
     """A picture of any size in three bytes."""
-    pixel = torch.zeros(1, 1, 3, dtype=torch.uint8)
-    return Image(pixels=pixel.expand(height, width, 3), name="picture")
+    pixel = np.zeros((1, 1, 3), dtype=np.uint8)
+    return Image(values=np.broadcast_to(pixel, (height, width, 3)), name="picture")
 
 
 def page(width_pt: float, height_pt: float) -> Page:

@@ -2,8 +2,10 @@
 
 import json
 import random
+import threading
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -12,6 +14,7 @@ import omni
 from omni import feature_cache, identity
 from omni.assistant import Assistant
 from omni.batching import BatchRun, decoders
+from omni.batching import run as batch_run
 from omni.batching.spans import Span
 from omni.errors import CorruptMediaError, RequestError, SchemaError
 from omni.media import load_media
@@ -321,6 +324,69 @@ def test_answers_about_parts_are_combined_into_one(tmp_path, assistant, monkeypa
         "0:00:00-0:00:59.5",
         "1:00:00-1:00:59.5",
     ]
+
+
+def test_notes_too_long_for_the_context_are_combined_by_halves(tmp_path, assistant, monkeypatch):
+    samples.write_wav(tmp_path / "tone.wav", samples.sine(6.0))
+    options = {"chunk_s": 1.0, "combine": "From these notes:", "max_new_tokens": 8}
+    run = {"assistant": assistant, "out": tmp_path / "r.jsonl", **options}
+    whole = list(BatchRun(tmp_path, "What?", **run))[-1]
+    with monkeypatch.context() as patch:
+        context = whole["tokens"]["prompt"] + 7  # one token too little
+        settings = replace(assistant.processor.settings, max_model_len=context)
+        patch.setattr(assistant.processor, "settings", settings)
+        with counting(assistant, monkeypatch) as asked:
+            [*parts, halved] = BatchRun(tmp_path, "What?", **run)
+        with counting(assistant, monkeypatch) as again:
+            assert list(BatchRun(tmp_path, "What?", **run))[-1] == halved
+    assert (len(asked), len(again)) == (6 + 2 + 1, 0)  # parts, halves, and what combines them
+    assert halved["combined"] == 6
+    lines = []
+    for half, label in ((parts[:3], "0:00:00-0:00:03"), (parts[3:], "0:00:03-0:00:06")):
+        notes = [f"{Span.from_dict(part['span']).label()}: {part['answer']}" for part in half]
+        text = "\n".join(["From these notes:", "Question: What?", *notes])
+        reply = assistant.chat([{"role": "user", "content": text}], max_new_tokens=8)
+        lines.append(f"{label}: {reply.text}")
+    text = "\n".join(["From these notes:", "Question: What?", *lines])
+    expected = assistant.chat([{"role": "user", "content": text}], max_new_tokens=8)
+    assert halved["answer"] == expected.text
+
+
+def test_the_next_items_are_opened_while_the_model_answers(tmp_path, assistant, monkeypatch):
+    for number in range(3):
+        samples.write_image(tmp_path / f"picture{number}.png", tiny_omni.picture(16, 16, number))
+    opened = [threading.Event() for _ in range(3)]
+    open_one = LocalDecoder.open
+
+    def noted(self, path):
+        opened[int(path[-5])].set()
+        return open_one(self, path)
+
+    answer = assistant.reply_lots
+    seen = []
+
+    def waiting(lots, **given):
+        seen.append(opened[min(len(seen) + 1, 2)].wait(timeout=30))
+        return answer(lots, **given)
+
+    monkeypatch.setattr(LocalDecoder, "open", noted)
+    monkeypatch.setattr(assistant, "reply_lots", waiting)
+    monkeypatch.setattr(batch_run, "GROUPS_AHEAD", 1)
+    found = records(tmp_path, assistant, batch_size=1)
+    assert [record["error"] for record in found] == [None] * 6
+    assert seen == [True] * 3
+
+
+def test_an_item_is_opened_once_for_all_of_its_parts(tmp_path, assistant, monkeypatch):
+    samples.write_wav(tmp_path / "tone.wav", samples.sine(4.0))
+    opened = []
+    open_one = LocalDecoder.open
+    monkeypatch.setattr(
+        LocalDecoder, "open", lambda self, path: opened.append(path) or open_one(self, path)
+    )
+    found = list(BatchRun(tmp_path, QUESTIONS, assistant=assistant, chunk_s=1.0, **SHORT))
+    assert len(found) == 8
+    assert len(opened) == 1
 
 
 def test_nothing_is_combined_when_a_part_has_failed(tmp_path, assistant, monkeypatch):
