@@ -16,11 +16,14 @@ group (h = g r), p head_dim, n state.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MAX_CHUNK_SIZE = 64
 """Most positions in one matrix product. Any value gives the same result; 32-64 suits a CPU."""
@@ -61,89 +64,214 @@ def ssd_scan(
         Outputs in the dtype of `x`, and the state after the last position, both computed in at
         least float32.
     """
-    batch, seq, heads, head_dim = x.shape
-    groups = B.shape[2]
+    seq = x.shape[1]
     dtype = torch.promote_types(x.dtype, torch.float32)
     q = min(chunk_size, seq) if chunk_size else math.ceil(seq / math.ceil(seq / MAX_CHUNK_SIZE))
-    c = math.ceil(seq / q)
-    pad = c * q - seq
-    group_shape = (batch, c, groups, heads // groups)
-
-    # 0. Cut into chunks, position last. The padded tail has dt = 0.
-    def chunked(tensor: Tensor) -> Tensor:  # (b, t, g.., k) -> (b, c, q, g.., k)
-        tensor = tensor.to(dtype)
-        if pad:
-            tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, pad))
-        return tensor.unflatten(1, (c, q))
-
-    X = chunked(x).permute(0, 1, 3, 4, 2).contiguous().view(*group_shape, head_dim, q)
-    dt = chunked(dt).transpose(2, 3).reshape(*group_shape, q)
-    B = chunked(B).transpose(2, 3)  # (b, c, g, q, n)
-    C = chunked(C).permute(0, 1, 3, 4, 2)  # (b, c, g, n, q)
+    pad = -seq % q
+    inputs = [tensor.to(dtype) for tensor in (x, dt, B, C)]
+    if pad:  # the tail has dt = 0
+        inputs = [F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, pad)) for tensor in inputs]
     runs = None
     if segment_ids is not None:
         runs = number_runs(segment_ids)
-        runs = torch.cat([runs, runs[:, -1:].expand(-1, pad)], dim=1).unflatten(1, (c, q))
-
-    # 1. decay(j -> t) = exp(s_t - s_j), with s the running sum of dt A inside the chunk.
-    s = (dt * A.to(dtype).reshape(groups, -1, 1)).cumsum(-1)  # (b, c, g, r, q)
-    hidden = torch.ones(q, q, dtype=torch.bool, device=x.device).tril(-1)  # [j, t]: t before j
-    if runs is not None:
-        hidden = (hidden | (runs[..., :, None] != runs[..., None, :]))[:, :, None, None]
-    decay = (s[..., None, :] - s[..., :, None]).masked_fill_(hidden, -torch.inf).exp_()
-
-    # 2. Within a chunk: y_t += sum_j x_j dt_j decay(j -> t) (B_j . C_t), and the skip D x_t
-    BC = B @ C  # (b, c, g, j, t)
-    mixing = (BC.unsqueeze(3) * dt.unsqueeze(-1)).mul_(decay)
-    mixing.diagonal(dim1=-2, dim2=-1).add_(D.to(dtype).view(groups, -1, 1))
-    Y = X @ mixing  # (b, c, g, r, p, q)
-
-    # 3. What each chunk adds to the state by its end: sum_j decay(j -> end) dt_j x_j B_j^T
-    to_end = (s[..., -1:] - s).exp() * dt  # (b, c, g, r, q)
-    through = s[..., -1].exp()  # (b, c, g, r): decay of a state that crosses the whole chunk
-    from_start = s.exp()  # (b, c, g, r, q): decay of the incoming state up to t
-    if runs is not None:
-        first_run, last_run = runs[:, :1, 0], runs[:, :, -1]
-        entering = torch.cat([first_run, last_run[:, :-1]], dim=1)  # run of the incoming state
-        to_end = to_end * (runs == last_run[..., None])[:, :, None, None]
-        through = through * (entering == last_run)[:, :, None, None]
-        from_start = from_start * (runs == entering[..., None])[:, :, None, None]
-    added = (X * to_end.unsqueeze(-2)).flatten(3, 4) @ B  # (b, c, g, r p, n)
-
-    # 4. Carry the state from chunk to chunk.
-    added = added.unflatten(3, (-1, head_dim))  # (b, c, g, r, p, n)
-    if initial_state is None:
-        state = torch.zeros_like(added[:, 0])
-    else:
-        state = initial_state.to(dtype).unflatten(1, (groups, -1))
-    after = _carry(state, added, through[..., None, None])
-
-    # 5. From the incoming state to the outputs: y_t += decay(start -> t) S_in C_t.
-    carried = (after[:, :-1].flatten(3, 4) @ C[:, 1:]).view_as(Y[:, 1:])
-    Y[:, 1:].addcmul_(carried, from_start[:, 1:].unsqueeze(-2))
+        runs = torch.cat([runs, runs[:, -1:].expand(-1, pad)], dim=1).unflatten(1, (-1, q))
     if initial_state is not None:
-        carried = (state.flatten(2, 3) @ C[:, 0]).view_as(Y[:, 0])
-        Y[:, 0].addcmul_(carried, from_start[:, 0].unsqueeze(-2))
-    y = Y.reshape(batch, c, heads, head_dim, q).permute(0, 1, 4, 2, 3)
-    y = y.reshape(batch, c * q, heads, head_dim)[:, :seq]
-    return y.to(x.dtype), after[:, -1].flatten(1, 2).clone()  # not a view of all chunks
+        initial_state = initial_state.to(dtype)
+    y, state = _Scan.apply(*inputs, A.to(dtype), D.to(dtype), initial_state, runs, q)
+    return y[:, :seq].to(x.dtype), state
 
 
-def _carry(
-    state: Float[Tensor, "batch groups heads head_dim state"],
-    added: Float[Tensor, "batch chunk groups heads head_dim state"],
-    keep: Float[Tensor, "batch chunk groups heads 1 1"],
-) -> Float[Tensor, "batch chunk groups heads head_dim state"]:
-    """Return the state after every chunk; without gradients it takes the place of `added`."""
-    if torch.is_grad_enabled():
-        after = []
-        for add, k in zip(added.unbind(1), keep.unbind(1), strict=True):
-            state = torch.addcmul(add, state, k)
-            after.append(state)
-        return torch.stack(after, dim=1)
-    for place, k in zip(added.unbind(1), keep.unbind(1), strict=True):
-        state = place.addcmul_(state, k)
-    return added
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """What forward and backward both derive from the inputs, cut into chunks, position last."""
+
+    u: Float[Tensor, "b c g r p q"]  # dt x
+    B: Float[Tensor, "b c g q n"]
+    C: Float[Tensor, "b c g n q"]
+    seen: Bool[Tensor, "... q q"]  # [j, t], whether t may see j
+    BC: Float[Tensor, "b c g q q"]  # [j, t], 0 where t must not see j
+    decay: Float[Tensor, "b c g r q q"]  # [j, t], exp(s_t - s_j); 1 where t is before j
+    to_end: Float[Tensor, "b c g r q"]  # decay from j to the last position
+    from_start: Float[Tensor, "b c g r q"]  # decay of the incoming state up to t
+    through: Float[Tensor, "b c g r"]  # decay of a state that crosses the whole chunk
+
+    @classmethod
+    def cut(
+        cls, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, runs: Tensor | None, q: int
+    ) -> "_Chunks":
+        groups = B.shape[2]
+        dt = _chunked(dt, q, groups)
+        u = _chunked(x, q, groups, times=dt)
+        B = B.unflatten(1, (-1, q)).transpose(2, 3)
+        C = C.unflatten(1, (-1, q)).permute(0, 1, 3, 4, 2)
+
+        # decay(j -> t) = exp(s_t - s_j), with s the running sum of dt A inside the chunk. Above 0
+        # only where t is before j, where it could overflow and BC hides it.
+        s = (dt * A.view(groups, -1, 1)).cumsum(-1)
+        decay = (s[..., None, :] - s[..., :, None]).clamp_(max=0).exp_()
+        to_end, from_start, through = (s[..., -1:] - s).exp_(), s.exp(), s[..., -1].exp()
+        seen = torch.ones(q, q, dtype=torch.bool, device=x.device).triu()
+        if runs is not None:
+            first_run, last_run = runs[:, :1, 0], runs[:, :, -1]
+            entering = torch.cat([first_run, last_run[:, :-1]], dim=1)  # run of the incoming state
+            to_end = to_end * (runs == last_run[..., None])[:, :, None, None]
+            from_start = from_start * (runs == entering[..., None])[:, :, None, None]
+            through = through * (entering == last_run)[:, :, None, None]
+            seen = (seen & (runs[..., :, None] == runs[..., None, :])).unsqueeze(2)
+        return cls(u, B, C, seen, (B @ C).mul_(seen), decay, to_end, from_start, through)
+
+
+def _view_chunked(
+    x: Float[Tensor, "batch seq heads *rest"], q: int, groups: int
+) -> Float[Tensor, "b c g r *rest q"]:
+    """Cut the positions into chunks of q and the heads into groups; the position comes last."""
+    return x.unflatten(2, (groups, -1)).unflatten(1, (-1, q)).movedim(2, -1)
+
+
+def _chunked(
+    x: Float[Tensor, "batch seq heads *rest"],
+    q: int,
+    groups: int,
+    *,
+    times: Float[Tensor, "b c g r q"] | None = None,
+) -> Float[Tensor, "b c g r *rest q"]:
+    """`_view_chunked`, laid out in that order; `times` multiplies inputs of width p.
+
+    In two steps, which are faster than one whose inner loop strides over whole rows.
+    """
+    view = _view_chunked(x, q, groups)
+    if x.ndim == 3:
+        return view.contiguous()
+    view = view.transpose(-1, -2)
+    if times is not None:
+        view = torch.mul(view, times[..., None], out=x.new_empty(view.shape))
+    return view.contiguous().transpose(-1, -2).contiguous()
+
+
+def _joined(x: Float[Tensor, "b c g r *rest q"]) -> Float[Tensor, "batch seq heads *rest"]:
+    """The reverse of `_chunked`."""
+    return x.movedim(-1, 2).flatten(3, 4).flatten(1, 2)
+
+
+class _Scan(torch.autograd.Function):
+    """The chunked scan and its gradient.
+
+    Saved are the inputs, the outputs and the state at each chunk's ends; the rest is made again.
+    With gradients g of the outputs and G of the states, and u = dt x:
+
+        g_u_j = sum_t decay(j -> t) (B_j . C_t) g_t + decay(j -> end) G_end B_j
+
+    The logarithm of the decay enters each output as s_t, each input as -s_j, and the state at the
+    end as s_end, and all of them in proportion. So its gradient needs no sum over pairs:
+
+        g_s_t = g_t . (y_t - D x_t) - u_t . g_u_t,   and at the end of a chunk + G_end . S_end
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        A: Tensor,
+        D: Tensor,
+        initial_state: Tensor | None,
+        runs: Tensor | None,
+        q: int,
+    ) -> tuple[Tensor, Tensor]:
+        head_dim = x.shape[3]
+        groups = B.shape[2]
+        k = _Chunks.cut(x, dt, B, C, A, runs, q)
+
+        # 1. Within a chunk: y_t = sum_j u_j decay(j -> t) (B_j . C_t)
+        Y = k.u @ k.decay.mul_(k.BC.unsqueeze(3))  # (b, c, g, r, p, q)
+
+        # 2. What each chunk adds to the state by its end: sum_j decay(j -> end) u_j B_j^T
+        added = k.u.mul_(k.to_end.unsqueeze(-2)).flatten(3, 4) @ k.B  # (b, c, g, r p, n)
+
+        # 3. Carry the state from chunk to chunk.
+        after = added.unflatten(3, (-1, head_dim))  # (b, c, g, r, p, n)
+        state = initial_state
+        if state is not None:
+            state = state.unflatten(1, (groups, -1))
+            after[:, 0].addcmul_(state, k.through[:, 0, ..., None, None])
+        for c in range(1, after.shape[1]):
+            after[:, c].addcmul_(after[:, c - 1], k.through[:, c, ..., None, None])
+
+        # 4. From the incoming state to the outputs: y_t += decay(start -> t) S_in C_t.
+        carried = (after[:, :-1].flatten(3, 4) @ k.C[:, 1:]).view_as(Y[:, 1:])
+        Y[:, 1:].addcmul_(carried, k.from_start[:, 1:].unsqueeze(-2))
+        if state is not None:
+            carried = (state.flatten(2, 3) @ k.C[:, 0]).view_as(Y[:, 0])
+            Y[:, 0].addcmul_(carried, k.from_start[:, 0].unsqueeze(-2))
+
+        # 5. The skip.
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        scale = D.view(groups, -1, 1, 1)
+        torch.addcmul(Y, _view_chunked(x, q, groups), scale, out=_view_chunked(y, q, groups))
+        ctx.save_for_backward(x, dt, B, C, A, D, initial_state, runs, y, after)
+        ctx.q = q
+        return y, after[:, -1].flatten(1, 2).clone()  # not a view of all chunks
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, B, C, A, D, initial_state, runs, y, after = ctx.saved_tensors
+        groups, q = B.shape[2], ctx.q
+        k = _Chunks.cut(x, dt, B, C, A, runs, q)
+        G_y = _chunked(grad, q, groups)  # (b, c, g, r, p, q)
+
+        # 4. and 3. Gradients of the states between chunks, carried backwards.
+        G_carried = (G_y * k.from_start.unsqueeze(-2)).flatten(3, 4)  # (b, c, g, r p, q)
+        G_after = torch.empty_like(after).flatten(3, 4)  # (b, c, g, r p, n)
+        G_after[:, :-1] = G_carried[:, 1:] @ k.C[:, 1:].transpose(-1, -2)
+        G_after[:, -1] = grad_final.unflatten(1, (groups, -1)).flatten(2, 3)
+        G_after = G_after.view_as(after)
+        for c in range(after.shape[1] - 1, 0, -1):
+            G_after[:, c - 1].addcmul_(G_after[:, c], k.through[:, c, ..., None, None])
+        G_C = torch.zeros_like(k.C)
+        G_C[:, 1:] = after[:, :-1].flatten(3, 4).transpose(-1, -2) @ G_carried[:, 1:]
+        G_state = None
+        if initial_state is not None:
+            state = initial_state.unflatten(1, (groups, -1))
+            G_C[:, 0] = state.flatten(2, 3).transpose(-1, -2) @ G_carried[:, 0]
+            G_state = (G_carried[:, 0] @ k.C[:, 0].transpose(-1, -2)).view_as(state)
+            G_state.addcmul_(G_after[:, 0], k.through[:, 0, ..., None, None])
+            G_state = G_state.flatten(1, 2)
+
+        # 1. Within a chunk.
+        G_mixing = (k.u.transpose(-1, -2) @ G_y).mul_(k.decay)
+        G_BC = G_mixing.sum(3).mul_(k.seen)
+        mixing = k.decay.mul_(k.BC.unsqueeze(3))
+        G_u = G_y @ mixing.transpose(-1, -2)
+
+        # 2. Into the state.
+        to_end = k.to_end.unsqueeze(-2)
+        G_end = G_after.flatten(3, 4)
+        G_u.addcmul_((G_end @ k.B.transpose(-1, -2)).view_as(G_u), to_end)
+        G_B = k.u.mul_(to_end).flatten(3, 4).transpose(-1, -2) @ G_end
+        G_B += G_BC @ k.C.transpose(-1, -2)
+        G_C += k.B.transpose(-1, -2) @ G_BC
+
+        # The skip, u = dt x, and the decay.
+        G_u = _joined(G_u)
+        skip = (grad * x).sum(-1)
+        direct = (G_u * x).sum(-1)
+        G_s = _chunked((grad * y).sum(-1) - D * skip - dt * direct, q, groups)
+        G_s[..., -1] += (G_after * after).sum((-1, -2))
+        G_log = _joined(G_s.flip(-1).cumsum(-1).flip(-1))
+        return (
+            torch.addcmul(G_u.mul_(dt[..., None]), grad, D[:, None]),
+            torch.addcmul(direct, G_log, A),
+            G_B.transpose(2, 3).flatten(1, 2),
+            G_C.permute(0, 1, 4, 2, 3).flatten(1, 2),
+            (G_log * dt).sum((0, 1)),
+            skip.sum((0, 1)),
+            G_state,
+            None,
+            None,
+        )
 
 
 def number_runs(segment_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
