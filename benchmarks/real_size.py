@@ -8,8 +8,9 @@ Writes a checkpoint in the released layout (experts one by one, 5 GB shards), of
 than one shard exists, so that 26 GB of disk are enough: each is filled with random numbers,
 quantised by the code of `omni quantize`, and emptied. Then a new process loads the result and
 answers a question about a 512 x 512 image. Prints one JSON line: peak memory and disk of the
-conversion, seconds to load, of prefill and of decoding, peak resident memory, and at which rate
-decoding read the weights.
+conversion, seconds to load, of prefill and of decoding, peak resident memory, and shares of what
+the machine could do: decoding, of the rate at which a matrix-vector product reads memory; prefill,
+towers included, of int8 products at full speed.
 
 The weights are random, so the answer means nothing; it costs what a real one would.
 """
@@ -29,7 +30,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from backbone_sides import measure_bandwidth
 from PIL import Image
+from quantization import measure_int8_gemm
 
 import omni
 from omni.assistant import EMBEDDED_PATH
@@ -219,6 +222,8 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
         runs.append({"seconds": ledger["seconds"], "tokens": ledger.get("answer_tokens")})
     memory = status()
     stepped, read = decode_rate(assistant)
+    operations = reply.ledger.tower_flops + reply.ledger.prefill_flops
+    prefill = min(run["seconds"]["prefill"] for run in runs)
     return {
         "load_seconds": round(loaded, 2),
         "prompt_tokens": reply.ledger.prompt_tokens,
@@ -227,6 +232,10 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
         "decode_tokens_per_second": round(1 / stepped, 2),
         "decode_gb_per_token": round(read / 1e9, 3),
         "decode_gb_per_second": round(read / stepped / 1e9, 1),
+        "decode_limit_fraction": round(read / stepped / measure_bandwidth(), 3),
+        "prefill_tokens_per_second": round(reply.ledger.prompt_tokens / prefill, 1),
+        "prefill_gop_per_second": round(operations / prefill / 1e9, 1),
+        "prefill_limit_fraction": round(operations / prefill / measure_int8_gemm(), 3),
         "peak_rss_gib": round(memory["VmHWM"] / 2**30, 2),
         "anonymous_gib": round(memory["RssAnon"] / 2**30, 2),
         "mapped_gib": round(memory["RssFile"] / 2**30, 2),
