@@ -18,12 +18,20 @@ product (decode), measured in the same run, over our time.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from backbone_sides import Side, alternate, machine, next_token_loss, ratio
+from backbone_sides import (
+    DECODE_PROMPT,
+    Side,
+    alternate,
+    decode_ours,
+    decode_theirs,
+    machine,
+    next_token_loss,
+    ratio,
+)
 from torch import Tensor, nn
 from transformers import NemotronHConfig, NemotronHForCausalLM
 from transformers.models.nemotron_h.modeling_nemotron_h import (
@@ -33,10 +41,9 @@ from transformers.models.nemotron_h.modeling_nemotron_h import (
 
 from omni.backbone import HybridForCausalLM
 from omni.backbone.mamba import MambaMixer
+from omni.backbone.moe import lay_columns
 from omni.backbone.ssd import ssd_scan
 from omni.presets import nano_30b_a3b
-
-DECODE_PROMPT, DECODE_STEPS = 64, 16
 
 
 def real_config(layers: str) -> NemotronHConfig:
@@ -179,37 +186,14 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
 
     def ours() -> Callable[[], float]:
         model = load(models["ours"], weights)
-
-        @torch.no_grad()
-        def work() -> float:
-            cache = model.new_cache(DECODE_PROMPT + DECODE_STEPS)
-            logits = model(prompt, cache=cache, logits_to_keep=1).logits
-            start = time.perf_counter()
-            for _ in range(DECODE_STEPS):
-                logits = model(logits.argmax(-1), cache=cache, logits_to_keep=1).logits
-            return (time.perf_counter() - start) / DECODE_STEPS
-
-        return work
+        lay_columns(model)
+        return decode_ours(model, prompt)
 
     def theirs() -> Callable[[], float]:
         model = load(models["theirs"], weights)
         if options.experts:
             model.set_experts_implementation(options.experts)
-
-        @torch.no_grad()
-        def work() -> float:
-            output = model(prompt, use_cache=True, logits_to_keep=1)
-            start = time.perf_counter()
-            for _ in range(DECODE_STEPS):
-                output = model(
-                    output.logits.argmax(-1),
-                    past_key_values=output.past_key_values,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            return (time.perf_counter() - start) / DECODE_STEPS
-
-        return work
+        return decode_theirs(model, prompt)
 
     sides = three_sides(ours, theirs, options.threads)
     limits = alternate(list(sides), options, ("bandwidth",))

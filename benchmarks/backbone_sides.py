@@ -1,6 +1,7 @@
 """Run the same work by our decoder and by transformers' in processes of their own, in turns.
 
-Shared by `backbone.py`. The weights are made once, before the processes fork, so all share them.
+Shared by `backbone.py` and `quantization.py`. The weights are made once, before the processes
+fork, so all share them.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from omni.backbone.products import linear
 
 Work = Callable[[], float | None]
 """Does the work once; returns seconds if it times itself, else it is timed."""
+
+DECODE_PROMPT, DECODE_STEPS = 64, 16
 
 
 @dataclass
@@ -84,6 +87,40 @@ def alternate(
         for name in limits:
             found[name].append(sides[0].ask(name))
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def decode_ours(model: Any, prompt: Tensor) -> Callable[[], float]:
+    """Work of our decoder: tokens after a prompt, one at a time; seconds are those of a token."""
+
+    @torch.no_grad()
+    def work() -> float:
+        cache = model.new_cache(DECODE_PROMPT + DECODE_STEPS)
+        logits = model(prompt, cache=cache, logits_to_keep=1).logits
+        start = time.perf_counter()
+        for _ in range(DECODE_STEPS):
+            logits = model(logits.argmax(-1), cache=cache, logits_to_keep=1).logits
+        return (time.perf_counter() - start) / DECODE_STEPS
+
+    return work
+
+
+def decode_theirs(model: Any, prompt: Tensor) -> Callable[[], float]:
+    """The same work of transformers' decoder."""
+
+    @torch.no_grad()
+    def work() -> float:
+        output = model(prompt, use_cache=True, logits_to_keep=1)
+        start = time.perf_counter()
+        for _ in range(DECODE_STEPS):
+            output = model(
+                output.logits.argmax(-1),
+                past_key_values=output.past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return (time.perf_counter() - start) / DECODE_STEPS
+
+    return work
 
 
 def ratio(theirs: Side, ours: Side) -> float:

@@ -21,8 +21,6 @@ from typing import Any
 
 import torch
 from backbone import (
-    DECODE_PROMPT,
-    DECODE_STEPS,
     active_weights,
     causal_models,
     load,
@@ -31,7 +29,14 @@ from backbone import (
     small_config,
     three_sides,
 )
-from backbone_sides import LIMITS, alternate, machine
+from backbone_sides import (
+    DECODE_PROMPT,
+    LIMITS,
+    alternate,
+    decode_ours,
+    decode_theirs,
+    machine,
+)
 from torch import Tensor, nn
 
 from omni.quantization import QuantizationConfig, formats, quantize_modules, quantize_weights
@@ -125,36 +130,10 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     read = active_bytes(shape_of, config.num_experts_per_tok / config.n_routed_experts)
 
     def ours() -> Callable[[], float]:
-        model = quantized(models["ours"], weights, options.bits)
-
-        @torch.no_grad()
-        def work() -> float:
-            cache = model.new_cache(DECODE_PROMPT + DECODE_STEPS)
-            logits = model(prompt, cache=cache, logits_to_keep=1).logits
-            start = time.perf_counter()
-            for _ in range(DECODE_STEPS):
-                logits = model(logits.argmax(-1), cache=cache, logits_to_keep=1).logits
-            return (time.perf_counter() - start) / DECODE_STEPS
-
-        return work
+        return decode_ours(quantized(models["ours"], weights, options.bits), prompt)
 
     def theirs() -> Callable[[], float]:
-        model = load(models["theirs"], weights)
-
-        @torch.no_grad()
-        def work() -> float:
-            output = model(prompt, use_cache=True, logits_to_keep=1)
-            start = time.perf_counter()
-            for _ in range(DECODE_STEPS):
-                output = model(
-                    output.logits.argmax(-1),
-                    past_key_values=output.past_key_values,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            return (time.perf_counter() - start) / DECODE_STEPS
-
-        return work
+        return decode_theirs(load(models["theirs"], weights), prompt)
 
     sides = three_sides(ours, theirs, options.threads)
     limits = alternate(list(sides), options, ("bandwidth",))

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from encoders import ParakeetTower, RadioTower, TokenMerging
 from omni.backbone.cache import HybridCache
 from omni.backbone.model import HybridForCausalLM
+from omni.backbone.moe import lay_columns
 from omni.checkpoint import materialise, read_config, resolve_checkpoint, save_checkpoint
 from omni.config import OmniConfig
 from omni.encoding import StageTimes, encode_media
@@ -148,6 +149,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             model = cls(config)
         place = {"device": target} if device_map is None else {"device_map": device_map}
         materialise(model, directory, dtype=dtype, **place)
+        lay_columns(model)
         model.eval()
         return model
 

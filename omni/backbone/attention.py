@@ -95,6 +95,9 @@ class Attention(nn.Module):
         )  # (batch, heads, seq, head_dim)
         if state is not None:
             k, v = state.append(k, v)
+        if q.shape[2] == 1 and k.shape[0] * k.shape[1] >= torch.get_num_threads():
+            output = self._attend_once(q, k, v, mask)
+            return self.o_proj(output.view(*hidden_states.shape[:2], -1))
         output = self._attend(q, k, v, mask)
         return self.o_proj(output.transpose(1, 2).flatten(2))
 
@@ -127,6 +130,25 @@ class Attention(nn.Module):
                 )
             )
         return torch.cat(outputs, dim=2)
+
+    def _attend_once(
+        self,
+        q: Float[Tensor, "batch heads 1 head_dim"],
+        k: Float[Tensor, "batch kv_heads keys head_dim"],
+        v: Float[Tensor, "batch kv_heads keys head_dim"],
+        mask: Mask | None,
+    ) -> Float[Tensor, "batch kv_heads group head_dim"]:
+        """`_attend` of a single position, where every thread finds a head of keys.
+
+        The queries that share keys become queries of one head, so that the keys are read once.
+        """
+        return F.scaled_dot_product_attention(
+            q.view(*k.shape[:2], -1, self.head_dim),
+            k,
+            v,
+            attn_mask=None if mask is None else mask.rows(0, 1, q.device),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
 
 
 def causal_mask(

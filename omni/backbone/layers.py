@@ -1,6 +1,7 @@
 """Small layers shared by the mixers: normalisation, the plain MLP, activations."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -80,8 +81,16 @@ def rms_norm(x: Float[Tensor, "*batch channels"], eps: float) -> Float[Tensor, "
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(*batch, 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    start = torch.scalar_tensor(eps, dtype=x.dtype, device=x.device)
-    return torch.addcmul(start, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return torch.addcmul(
+        _scalar(eps, x.dtype, x.device), norm, norm, value=1 / x.shape[-1]
+    ).rsqrt_()
+
+
+@lru_cache(maxsize=64)
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of one number, kept: in a decoding step, making it takes as long as using it."""
+    with torch.inference_mode(False):
+        return torch.scalar_tensor(value, dtype=dtype, device=device)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -112,6 +121,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Normalise the last axis; the result has the dtype of the weights."""
+        if not torch.is_grad_enabled() and x.dtype == self.weight.dtype == torch.float32:
+            return (x * _inverse_rms(x, self.eps)).mul_(self.weight)
         return (rms_norm(upcast(x), self.eps) * upcast(self.weight)).to(self.weight.dtype)
 
 
@@ -135,6 +146,8 @@ class GatedRMSNorm(nn.Module):
             normed = F.silu(upcast(gate)).mul_(x)
             grouped = normed.unflatten(-1, (self.num_groups, -1))
             grouped.mul_(_inverse_rms(grouped, self.eps))
+            if normed.dtype == self.weight.dtype:
+                return normed.mul_(self.weight)
         return normed.to(self.weight.dtype) * self.weight
 
 

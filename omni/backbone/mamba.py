@@ -206,24 +206,21 @@ class MambaMixer(nn.Module):
     ) -> Float[Tensor, "batch 1 hidden"]:
         """`forward` of one unpadded position after others, in the fewest operations."""
         assert state.conv_state is not None
-        conv_size = self.inner_size + 2 * self.group_size
-        gate, conv_input, dt = self.in_proj(hidden_states).split(
-            [self.inner_size, conv_size, self.num_heads], dim=-1
-        )
-        dt = F.softplus(upcast(dt) + upcast(self.dt_bias)).clamp_(*self.time_step_limit)
+        sizes = [self.inner_size, self.inner_size + 2 * self.group_size, self.num_heads]
+        gate, conv_input, dt = self.in_proj(hidden_states).split(sizes, dim=-1)
+        dt = F.softplus(upcast(dt[:, 0]) + upcast(self.dt_bias)).clamp_(*self.time_step_limit)
 
         seen = torch.cat([state.conv_state, conv_input], dim=1)  # (batch, kernel, channels)
         state.conv_state = seen[:, 1:]
-        taps = upcast(self.conv1d.weight).squeeze(1).t()
-        mixed = (seen * taps).sum(1)
+        mixed = (seen * upcast(self.conv1d.weight).squeeze(1).t()).sum(1)
         if self.conv1d.bias is not None:
-            mixed += self.conv1d.bias
+            mixed.add_(self.conv1d.bias)
         x, B, C = self.activation(mixed).split(
             [self.inner_size, self.group_size, self.group_size], dim=-1
         )
         y = ssd_step(
             x.unflatten(-1, (self.num_heads, self.head_dim)),
-            dt[:, 0],
+            dt,
             -upcast(self.A_log).exp(),
             B.unflatten(-1, (self.num_groups, -1)),
             C.unflatten(-1, (self.num_groups, -1)),

@@ -5,6 +5,9 @@ run on one core and the others at two thirds of the rate of oneDNN, which PyTorc
 (measured by `benchmarks/backbone.py`); there float32 goes to oneDNN. All other types, devices and
 processors take PyTorch's own path, which is also the reference in the tests.
 
+For one row and a small weight even oneDNN reaches a third of the memory's rate: there the product
+is written out, which reads the weight once and keeps the rest in the cache (docs/adr/0012).
+
 Which library multiplies depends on the machine only, never on a timing, so results repeat.
 """
 
@@ -19,6 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+MAX_WRITTEN_OUT = 2**19
+"""Numbers of the largest weight whose product with one row is written out: 2 MiB."""
+
 
 def linear(
     x: Float[Tensor, "*batch width"],
@@ -31,6 +37,9 @@ def linear(
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias is not None):
         y: Tensor = _Product.apply(x, weight)
         return y if bias is None else y + bias
+    if x.numel() == weight.shape[1] and weight.numel() <= MAX_WRITTEN_OUT:
+        y = (weight * x.view(-1)).sum(1)
+        return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
     return _onednn(x, weight, bias)
 
 

@@ -213,9 +213,13 @@ def weight_only_int4(
     x: BFloat16[Tensor, "m k"], weight: Tensor, scale: Tensor, scales: Tensor
 ) -> BFloat16[Tensor, "m n"]:
     """Multiply few rows with an int4 weight (N padded, K)."""
+    return torch._weight_int4pack_mm_for_cpu(x, *few_arguments_int4(weight, scale, scales))
+
+
+def few_arguments_int4(weight: Tensor, scale: Tensor, scales: Tensor) -> tuple[Tensor, int, Tensor]:
+    """What PyTorch's kernel gets of an int4 weight: packed integers, group size, scales."""
     packed = _as_blocks(weight, kernel_block()).view(scale.shape[0], -1)
-    group_size = weight.shape[1] // scales.shape[0]
-    return torch._weight_int4pack_mm_for_cpu(x, packed, group_size, scales)
+    return packed, weight.shape[1] // scales.shape[0], scales
 
 
 def linear_int8(

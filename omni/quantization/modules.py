@@ -18,6 +18,7 @@ from omni.quantization.formats import (
     WEIGHT_ONLY_ROWS,
     dequantize_int4,
     dequantize_int8,
+    few_arguments_int4,
     integer_product,
     is_readable,
     linear_int4,
@@ -26,8 +27,6 @@ from omni.quantization.formats import (
     quantize_int8,
     quantize_rows,
     unpack_int4,
-    weight_only_int4,
-    weight_only_int8,
 )
 
 
@@ -93,8 +92,8 @@ class QuantizedWeight(nn.Module):
         self.form = form
         self.two_steps = two_steps
         self.shape = shape
-        self._views: dict[int, tuple[Tensor, ...]] = {}
-        self._views_of: Tensor | None = None
+        self._ready: dict[int | None, tuple[Any, ...]] = {}
+        self._ready_of: Tensor | None = None
         for name, (size, dtype) in form.tensors(*shape).items():
             self.register_buffer(name, torch.empty(size, dtype=dtype))
 
@@ -105,23 +104,33 @@ class QuantizedWeight(nn.Module):
 
     def tensors(self, expert: int | None = None) -> tuple[Tensor, ...]:
         """The stored tensors, or those of one of the stacked weights."""
-        if expert is None:
-            return tuple(t for t in self._buffers.values() if t is not None)
-        # Views are kept: in a step of one token, making them takes as long as small products.
-        if self._views_of is not self.weight:
-            self._views_of, self._views = self.weight, {}
-        if expert not in self._views:
-            self._views[expert] = tuple(tensor[expert] for tensor in self.tensors())
-        return self._views[expert]
+        tensors = tuple(t for t in self._buffers.values() if t is not None)
+        return tensors if expert is None else tuple(tensor[expert] for tensor in tensors)
 
     def multiply_few(
         self, x: BFloat16[Tensor, "rows k"], expert: int | None = None
     ) -> BFloat16[Tensor, "rows n"]:
         """Return `x @ weight.T` weight-only, in bfloat16."""
-        if self.is_int8:
-            return weight_only_int8(x, *self.tensors(expert))
-        product = weight_only_int4(x, *self.tensors(expert))
-        return product if self.shape[-2] % BLOCK == 0 else product[:, : self.shape[-2]]
+        arguments = self._few_arguments(expert)
+        if self.form.bits == 8:
+            return torch._weight_int8pack_mm(x, *arguments)
+        product = torch._weight_int4pack_mm_for_cpu(x, *arguments)
+        return product if product.shape[1] == self.shape[-2] else product[:, : self.shape[-2]]
+
+    def _few_arguments(self, expert: int | None) -> tuple[Any, ...]:
+        """What the weight-only kernel gets, kept where it is made of views of the weight.
+
+        In a step of one token, making views takes as long as small products.
+        """
+        if self._ready_of is not self.weight:
+            self._ready_of, self._ready = self.weight, {}
+        if (found := self._ready.get(expert)) is not None:
+            return found
+        tensors = self.tensors(expert)
+        arguments = tensors if self.form.bits == 8 else few_arguments_int4(*tensors)
+        if arguments[0].untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr():
+            self._ready[expert] = arguments
+        return arguments
 
     def multiply(
         self, x: Float[Tensor, "rows k"], expert: int | None = None
@@ -179,7 +188,7 @@ class QuantizedLinear(QuantizedWeight):
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
         """Apply the layer; the result has the dtype of `x`."""
-        rows = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2)
+        rows = x.reshape(-1, self.in_features)
         few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and is_readable(self.weight)
         y = self.multiply_few(rows.bfloat16()) if few else self.multiply(rows.float())
         if self.bias is not None:
@@ -246,13 +255,10 @@ class QuantizedExperts(nn.Module):
     def _step(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`forward` of a single token, in the fewest operations; arguments are as there."""
         experts = chosen[0].tolist()
-        row = x.bfloat16()
-        hidden = torch.cat([self.up_proj.multiply_few(row, expert) for expert in experts])
-        active = self.activation(hidden.float()).bfloat16().unsqueeze(1)  # (k, 1, f)
-        results = torch.cat(
-            [
-                self.down_proj.multiply_few(own, expert)
-                for own, expert in zip(active.unbind(), experts, strict=True)
-            ]
-        )  # (k, width)
-        return (weights.float() @ results.float()).to(x.dtype)
+        up, down, row = self.up_proj, self.down_proj, x.bfloat16()
+        hidden = torch.cat([up.multiply_few(row, expert) for expert in experts])
+        # In bfloat16: it would be rounded to that once in any case.
+        active = self.activation(hidden).split(1)
+        pairs = zip(active, experts, strict=True)
+        results = torch.cat([down.multiply_few(own, expert) for own, expert in pairs])
+        return (weights.float() @ results.float()).to(x.dtype)  # (1, width)

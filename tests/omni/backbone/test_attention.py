@@ -55,3 +55,26 @@ def test_attention_does_not_depend_on_how_many_queries_it_takes_at_once(monkeypa
     monkeypatch.setattr(attention, "MAX_CPU_MASK_SIZE", size)
     for a, b in zip(outputs(), whole, strict=True):
         torch.testing.assert_close(a, b, **EXACT)
+
+
+@pytest.mark.parametrize("threads", [1, 99], ids=["a head of keys a thread", "fewer heads"])
+def test_single_positions_equal_the_sequence_however_heads_are_shared_out(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model = tiny_model("*E*").double()
+    ids = torch.randint(40, (2, 7))
+    padding = torch.tensor([[False] * 3 + [True] * 4, [True] * 7])
+    for mask in (None, padding):
+        with torch.no_grad():
+            expected = model(ids, attention_mask=mask).logits
+            cache = model.new_cache()
+            steps = [
+                model(
+                    ids[:, t : t + 1],
+                    attention_mask=None if mask is None else mask[:, : t + 1],
+                    cache=cache,
+                ).logits
+                for t in range(7)
+            ]
+        found = torch.cat(steps, 1)
+        real = padding if mask is not None else torch.ones(2, 7, dtype=torch.bool)
+        torch.testing.assert_close(found[real], expected[real], **EXACT)

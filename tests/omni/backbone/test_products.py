@@ -16,7 +16,12 @@ def _library(request, monkeypatch):
     monkeypatch.setattr(products, "prefers_onednn", lambda: request.param)
 
 
-@pytest.mark.usefixtures("_library")
+@pytest.fixture(params=[2**19, 0], ids=["written out", "by a library"])
+def _one_row(request, monkeypatch):
+    monkeypatch.setattr(products, "MAX_WRITTEN_OUT", request.param)
+
+
+@pytest.mark.usefixtures("_library", "_one_row")
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (7, 48), (2, 5, 48), (1, 1, 48)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_products_equal_pytorchs_in_values_and_gradients(shape, has_bias):
