@@ -8,6 +8,7 @@ from demo.audio_tab import draw_audio_tab
 from demo.chat_tab import draw_chat_tab
 from demo.compare_tab import draw_compare_tab
 from demo.document_tab import draw_document_tab
+from demo.housekeeping import Housekeeper
 from demo.model_panel import draw_model_panel
 from demo.models import Models
 from demo.video_tab import draw_video_tab
@@ -44,6 +45,7 @@ def build_app(models: Models, visitors: Visitors, *, cache_seconds: int = 86_400
         with gr.Tab("Compare", id="compare"):
             draw_compare_tab(models, visitors)
         app.unload(_forget(visitors))
+    visitors.on_forget = Housekeeper(app).note
     return app
 
 

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from demo.models import Models
-from demo.samples import WORD
+from demo.samples import WORD, WORDS
 from demo.visitors import Visitors
 from demo.workspace import Workspace, draw_workspace
 
@@ -18,9 +18,9 @@ def draw_audio_tab(models: Models, visitors: Visitors) -> None:
     workspace = Workspace(
         name="audio",
         modalities=["audio"],
-        samples=[WORD],
+        samples=[WORD, WORDS],
         draw_medium=_draw_medium,
-        answer="Answer or transcript",
+        stretch_s=1,
     )
     draw_workspace(workspace, models, visitors)
 

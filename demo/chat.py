@@ -43,6 +43,10 @@ class Chat:
         """All turns that are shown."""
         return [*self.conversation.turns, *([] if self.pending is None else [self.pending])]
 
+    def forget(self) -> None:
+        """Free what was read of media; the turns stay."""
+        self.conversation.forget()
+
     def rollback(self, num_turns: int) -> None:
         """Keep only the first turns."""
         self.pending = None
@@ -123,8 +127,8 @@ def chat_of(visitor: Visitor, models: Models) -> Chat:
         OmniError: The model cannot be loaded.
     """
     assistant = models.get(visitor.choice).assistant
-    chat: Chat | None = visitor.things.get(NAME)
-    if chat is None:
+    chat = visitor.things.get(NAME)
+    if not isinstance(chat, Chat):
         chat = visitor.things[NAME] = Chat(conversation=Conversation(assistant))
     elif chat.conversation.assistant is not assistant:
         chat.conversation = Conversation(assistant, chat.conversation.turns)

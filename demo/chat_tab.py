@@ -106,7 +106,7 @@ def draw_chat_tab(models: Models, visitors: Visitors) -> None:
         )
         answering.append(answer)
         answer.then(handlers.settle, [kept], [*shown, kept], queue=False, **PRIVATE)
-    message.stop(handlers.settle, [kept], [*shown, kept], cancels=answering, queue=False, **PRIVATE)
+    message.stop(handlers.stop, [kept], [*shown, kept], cancels=answering, queue=False, **PRIVATE)
     attach.click(handlers.attach, [message, camera], [message, camera], queue=False, **PRIVATE)
     chatbot.undo(handlers.undo, None, shown, queue=False, **PRIVATE)
     gr.on(
@@ -234,15 +234,15 @@ class _Handlers:
         request: gr.Request,
     ) -> Iterator[tuple[Update, Update]]:
         """Stream the answer of the question that was noted."""
-        _, chat = self._enter(request)
+        visitor, chat = self._enter(request)
         if chat.pending is None:  # stopped while it waited in the queue
             return
         options = AnswerControls.options(
             system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
         )
-        for _ in self._run(chat, options):
+        for _ in self._run(visitor, chat, options):
             yield chat.messages(), gr.skip()
-        yield chat.messages(), seen(chat.conversation)
+        yield chat.messages(), self.models.draw(seen, chat.conversation)
 
     def ask(
         self,
@@ -267,11 +267,11 @@ class _Handlers:
         options = AnswerControls.options(
             system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
         )
-        for turn in self._run(chat, options):
+        for turn in self._run(visitor, chat, options):
             yield turn.answer, gr.skip()
         turn, reply = chat.conversation.turns[-1], chat.conversation.reply
         if reply is None:
-            raise gr.Error(turn.error, print_exception=False)
+            raise gr.Error(turn.error or STOPPED, print_exception=False)
         details = {
             "reasoning": turn.reasoning,
             "reused": chat.conversation.is_reused,
@@ -280,7 +280,7 @@ class _Handlers:
         }
         yield turn.answer, json.loads(self.visitors.without_folder(json.dumps(details)))
 
-    def _run(self, chat: Chat, options: dict[str, Any]) -> Iterator[Turn]:
+    def _run(self, visitor: Visitor, chat: Chat, options: dict[str, Any]) -> Iterator[Turn]:
         """Answer the question that was noted; yield its turn when there is more to show."""
         assert chat.pending is not None
         asked, chat.pending = chat.pending, None
@@ -288,7 +288,7 @@ class _Handlers:
         turn = chat.conversation.turns[-1]
         shown = time.monotonic()
         try:
-            for _ in self.models.run(pieces):
+            for _ in self.models.run(self.visitors.reading(pieces), visitor.start(NAME)):
                 if time.monotonic() - shown >= UPDATE_SECONDS:
                     yield turn
                     shown = time.monotonic()
@@ -299,8 +299,14 @@ class _Handlers:
             logger.exception("A question failed")
             turn.error = "The server failed at this question; its log says more. Ask another."
 
+    def stop(self, kept: Any, request: gr.Request) -> tuple[Update, Update, Update]:
+        """End the answer, wherever the model is, and be ready for the next question."""
+        visitor, _ = self._enter(request)
+        visitor.stop(NAME)
+        return self.settle(kept, request)
+
     def settle(self, kept: Any, request: gr.Request) -> tuple[Update, Update, Update]:
-        """After an answer, or a stop: be ready for the next question, and save."""
+        """After an answer: be ready for the next question, and save."""
         _, chat = self._enter(request)
         if chat.pending is not None:
             chat.conversation.turns.append(chat.pending)
@@ -315,6 +321,7 @@ class _Handlers:
     def start_anew(self, request: gr.Request) -> tuple[Update, Update, Update]:
         """Begin a new conversation; the one before stays saved in the browser."""
         visitor, chat = self._enter(request)
+        visitor.stop(NAME)
         visitor.things[NAME] = Chat(conversation=Conversation(chat.conversation.assistant))
         return [], _ready(), EMPTY
 

@@ -6,17 +6,20 @@ from typing import Any
 
 import gradio as gr
 
+from demo.endpoints import named
 from demo.models import Models
 from demo.samples import CLIP, TICKET, WORD, choose, draw_samples
 from demo.token_panel import TokenControls, draw_token_controls
 from demo.visitors import Visitors
-from demo.workspace import NO_MEDIUM, NO_QUESTION
+from demo.workspace_handlers import NO_MEDIUM, NO_QUESTION
 from omni.budget import DEFAULT_REDUCERS
-from omni.errors import OmniError
+from omni.conversation import STOPPED
+from omni.errors import OmniError, StoppedError
 from omni.panels import compare_panel, evidence_panel, message_panel, plan_panel
 from omni.reply import Reply
 
 FILE_TYPES = ["image", "video", "audio", ".pdf", ".tif", ".tiff"]
+NAME = "compare"
 SIDES = {"A": None, "B": DEFAULT_REDUCERS}  # and what reduces tokens at first
 
 
@@ -76,7 +79,9 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
         loaded = models.get(visitor.choice)
         try:
             visitors.add_files(visitor, [path])
-            plan = loaded.assistant.plan(asked or "", Path(path), **side.options(values))
+            plan = models.draw(
+                loaded.assistant.plan, asked or "", Path(path), **side.options(values)
+            )
         except OmniError as error:
             return message_panel(visitors.without_folder(str(error)))
         return plan_panel(plan, loaded.pace.estimate(plan))
@@ -92,18 +97,21 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
         visitor = visitors.of(visit.session_hash)
         loaded = models.get(visitor.choice)
         replies: list[Reply] = []
+        stop = visitor.start(NAME)
         count = len(controls[0].components)
         for number, side in enumerate(controls):
             options = side.options(values[number * count : (number + 1) * count])
             try:
                 visitors.add_files(visitor, [path])
-                stream = loaded.assistant.stream(asked, Path(path), **options)
-                for piece in models.run(stream):
+                stream = models.draw(loaded.assistant.stream, asked, Path(path), **options)
+                for piece in models.run(stream, stop):
                     texts[number] += piece
                     yield *texts, *pictures, ""
                 replies.append(stream.reply())
                 loaded.pace.note(replies[-1].ledger)
-                pictures[number] = evidence_panel(replies[-1])
+                pictures[number] = models.draw(evidence_panel, replies[-1])
+            except StoppedError:
+                texts[number] = texts[number] or STOPPED
             except OmniError as error:
                 texts[number] = f"Not answered. {visitors.without_folder(str(error))}"
             yield *texts, *pictures, ""
@@ -128,11 +136,17 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
             trigger_mode="always_last",
         )
 
+    def stopped(visit: gr.Request) -> None:
+        visitors.of(visit.session_hash).stop(NAME)
+
+    names = ["file", "question"]
+    for letter, own in zip("ab", controls, strict=True):
+        names += [f"{letter}_{name}" for name in own.by_name]
     request = [medium, question, *controls[0].components, *controls[1].components]
     runs = [
         gr.on(
             [ask.click, question.submit],
-            compared,
+            named(compared, names),
             request,
             [*answers, *shown, difference],
             api_name="compare",
@@ -147,4 +161,4 @@ def draw_compare_tab(models: Models, visitors: Visitors) -> None:
             [medium, question],
             api_visibility="private",
         )
-    stop.click(None, cancels=runs, api_visibility="private")
+    stop.click(stopped, cancels=runs, queue=False, api_visibility="private")

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from demo.models import Models
-from demo.samples import DIGIT, TICKET
+from demo.samples import DIGIT, PAGES_SHAPE, PAGES_TEXT, TICKET
 from demo.visitors import Visitors
 from demo.workspace import Workspace, draw_workspace
 
@@ -20,8 +20,9 @@ def draw_document_tab(models: Models, visitors: Visitors) -> None:
     workspace = Workspace(
         name="document",
         modalities=["image"],
-        samples=[TICKET, DIGIT],
+        samples=[TICKET, PAGES_TEXT, PAGES_SHAPE, DIGIT],
         draw_medium=_draw_medium,
+        has_pages=True,
     )
     draw_workspace(workspace, models, visitors)
 

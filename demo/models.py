@@ -2,10 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import omni
 from demo.model_card import limits, summary
@@ -14,9 +15,12 @@ from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH, Assistant
 from omni.checkpoint import resolve_checkpoint
 from omni.errors import CheckpointError
 from omni.pace import Pace
+from omni.stopping import Stop, stoppable
 
 MAX_LOADED = 2  # the one that answers and one more; each is a whole set of weights in memory
 NO_ADAPTER = "none"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,10 @@ class Models:
     ) -> None:
         self.allow_network = allow_network
         self.options = options
-        self.turn = threading.Lock()  # held while a model runs: they share processor and memory
+        # Gradio calls from a pool of 40 threads, in each of which PyTorch would keep threads and
+        # buffers of its own. One thread runs models, one makes plans and pictures meanwhile.
+        self._runner = ThreadPoolExecutor(1, "model")
+        self._drawer = ThreadPoolExecutor(1, "drawing")
         self._lock = threading.Lock()  # held while one is loaded, which takes long
         self._loaded: OrderedDict[Choice, Loaded] = OrderedDict()
         self._sources: dict[str, str | None] = {EMBEDDED_MODEL: None}
@@ -160,18 +167,48 @@ class Models:
         directory = EMBEDDED_PATH if source is None else resolve_checkpoint(source)
         return Loaded(assistant=assistant, directory=directory)
 
-    def run(self, pieces: Iterator[str]) -> Iterator[str]:
-        """Take the pieces of an answer; the model runs for one thread at a time.
+    def run(self, pieces: Iterator[T], stop: Stop | None = None) -> Iterator[T]:
+        """Take the pieces of an answer on the thread of models, one at a time for all visitors.
 
         Args:
             pieces: A stream of `omni`, which runs the model as pieces are taken.
+            stop: Ends it wherever it is, with a `StoppedError`.
         """
-        while True:
-            with self.turn:
-                piece = next(pieces, None)
-            if piece is None:
-                return
+        stop = stop or Stop()
+
+        def take() -> T | None:
+            with stoppable(stop):
+                return next(pieces, None)
+
+        while (piece := self._runner.submit(take).result()) is not None:
             yield piece
+
+    def work(self, make: Callable[..., T], *values: Any, stop: Stop, **options: Any) -> T:
+        """Do something that is no stream on the thread of models; see `run`.
+
+        Args:
+            make: What is done.
+            values: What it takes.
+            stop: Ends it.
+            options: What it takes by name.
+        """
+        [made] = self.run((make(*values, **options) for _ in range(1)), stop)
+        return made
+
+    def draw(self, make: Callable[..., T], *values: Any, **options: Any) -> T:
+        """Make a plan or a picture on a thread of its own, which waits for no model.
+
+        Args:
+            make: What makes it.
+            values: What it takes.
+            options: What it takes by name.
+        """
+        return self._drawer.submit(make, *values, **options).result()
+
+    def close(self) -> None:
+        """End the threads; what waits for them is not done."""
+        self._runner.shutdown(wait=False, cancel_futures=True)
+        self._drawer.shutdown(wait=False, cancel_futures=True)
 
 
 def _find(folder: Path, name: str) -> list[Path]:

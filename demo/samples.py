@@ -44,7 +44,10 @@ DIGIT = Sample(file="digit.png", question="Which digit is written here?")
 CLIP = Sample(file="clip.mp4", question="In which direction does the shape move?")
 COLOUR = Sample(file="clip.mp4", question="Which colour is the shape?")
 WORD = Sample(file="recording.wav", question="Which word do you hear?")
+WORDS = Sample(file="words.flac", question="Which word do you hear?")
 TICKET = Sample(file="ticket.pdf", question="What is printed here?")
+PAGES_TEXT = Sample(file="pages.pdf", question="What is printed here?")
+PAGES_SHAPE = Sample(file="pages.pdf", question="What is drawn here?")
 
 
 def draw_samples(samples: Sequence[Sample]) -> list[tuple[gr.Button, Sample]]:

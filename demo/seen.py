@@ -1,11 +1,10 @@
 """What the model read for an answer, and what that cost."""
 
-from dataclasses import replace
-
 from omni.conversation import Conversation
 from omni.errors import MediaError
-from omni.ledger import Ledger
+from omni.ledger import Ledger, join_ledgers
 from omni.panels import evidence_panel, ledger_panel, message_panel
+from omni.reply import Reply
 
 EMPTY = message_panel("Nothing has been answered yet.")
 
@@ -19,18 +18,14 @@ def seen(conversation: Conversation) -> str:
     reply = conversation.reply
     if reply is None:
         return EMPTY
-    ledger = reply.ledger
-    if conversation.reading is not None:
-        ledger = _with_reading(ledger, conversation.reading)
+    ledger = ledger_panel(whole_ledger(conversation, reply))
     try:
-        return evidence_panel(reply) + ledger_panel(ledger)
+        return evidence_panel(reply) + ledger
     except MediaError as error:  # the pictures are read again, and a file may have gone
-        return message_panel(str(error)) + ledger_panel(ledger)
+        return message_panel(str(error)) + ledger
 
 
-def _with_reading(ledger: Ledger, reading: Ledger) -> Ledger:
-    """The ledger of a first question, with the seconds that reading its media took."""
-    seconds = {"reading the media": reading.seconds["total"], **ledger.seconds}
-    if "total" in seconds:
-        seconds["total"] += reading.seconds["total"]
-    return replace(ledger, media=reading.media, reused_tokens=0, seconds=seconds)
+def whole_ledger(conversation: Conversation, reply: Reply) -> Ledger:
+    """What the last answer took; of the question for which media were read, with their reading."""
+    reading = conversation.reading
+    return reply.ledger if reading is None else join_ledgers(reading, reply.ledger)

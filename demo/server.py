@@ -103,6 +103,7 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
     os.environ.update(environment)
     try:
         from demo.app import HEAD, build_app
+        from demo.housekeeping import MOST_SESSIONS
         from demo.look import CSS, theme
         from demo.visitors import Visitors
 
@@ -133,6 +134,7 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
             run_history=False,
             footer_links=["api"],
             enable_monitoring=False,
+            state_session_capacity=MOST_SESSIONS,
             app_kwargs={"middleware": [Middleware(Guard)]},
             prevent_thread_lock=True,
             quiet=True,
@@ -141,6 +143,7 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
             yield app, app.local_url
         finally:
             app.close(verbose=False)
+            models.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():

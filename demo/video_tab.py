@@ -20,6 +20,7 @@ def draw_video_tab(models: Models, visitors: Visitors) -> None:
         modalities=["video", "audio"],
         samples=[CLIP, COLOUR],
         draw_medium=_draw_medium,
+        stretch_s=1,
     )
     draw_workspace(workspace, models, visitors)
 

@@ -5,32 +5,31 @@ The tabs differ in how the medium is chosen and in their samples; the wiring is 
 1. A new medium shows its preview and the plan.
 2. A changed setting shows the new plan.
 3. A question streams the answer, then shows evidence and ledger in place of the preview.
+4. Where the medium has time, it can be asked about stretch by stretch; of documents, the pages that
+   the answer comes from are marked.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from demo.models import Loaded, Models
+from demo.endpoints import named
+from demo.models import Models
 from demo.samples import Sample, choose, draw_samples
-from demo.token_panel import draw_token_controls
-from demo.visitors import Visitor, Visitors
-from omni.assistant import AnswerStream
-from omni.errors import OmniError
+from demo.token_panel import TokenControls, draw_token_controls
+from demo.visitors import Visitors
+from demo.workspace_handlers import MOST_PAGES, NO_MEDIUM, WorkspaceHandlers
 from omni.inputs import Modality
-from omni.panels import evidence_panel, ledger_panel, message_panel, plan_panel, preview_panel
+from omni.panels import message_panel
 
-NO_MEDIUM = "Choose a file first, or one of the examples."
-NO_QUESTION = "Write a question first."
 # A button of a panel makes the player of its tab jump.
 SEEK = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button.seek');
   if (!button) return;
-  const name = button.closest('[id$="-shown"]').id.replace('-shown', '-medium');
+  const name = element.closest('[id]').id.replace(/-(shown|transcript)$/, '-medium');
   const medium = document.getElementById(name);
   const inside = [...medium.querySelectorAll('*')].map(part => part.shadowRoot).filter(Boolean);
   [medium, ...inside].flatMap(root => [...root.querySelectorAll('video, audio')])
@@ -38,6 +37,10 @@ element.addEventListener('click', event => {
     .forEach(player => { player.currentTime = Number(button.dataset.seconds); });
 });
 """
+QUIET = {"show_progress": "hidden"}
+PRIVATE = {"api_visibility": "private"}  # wiring of the page, of no use to programs
+PLANNING = {"concurrency_id": "plan"}
+ANSWERING = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +52,36 @@ class Workspace:
         modalities: Which media its files become.
         samples: Files and questions to try.
         draw_medium: Draws the component by which a file is chosen; its value is a path.
-        answer: What the answer is called.
+        has_pages: Whether an answer may come from some of its pages.
+        stretch_s: Seconds of a stretch at first, if a file can be asked about stretch by stretch.
     """
 
     name: str
     modalities: Sequence[Modality]
     samples: Sequence[Sample]
     draw_medium: Callable[[], gr.components.Component]
-    answer: str = "Answer"
+    has_pages: bool = False
+    stretch_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawn:
+    """The components of a workspace."""
+
+    medium: Any
+    question: Any
+    ask: gr.Button
+    stop: gr.Button
+    answer: Any
+    sources: gr.Checkbox | None
+    stretch: Any
+    transcribe: gr.Button | None
+    transcript: Any
+    samples: list[tuple[gr.Button, Sample]]
+    controls: TokenControls
+    shown: Any
+    plan: Any
+    ledger: Any
 
 
 def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> None:
@@ -67,7 +92,14 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
         models: What may answer.
         visitors: What is kept for each browser tab.
     """
+    drawn = _draw(workspace, models)
+    handlers = WorkspaceHandlers(workspace.name, models, visitors, drawn.controls)
+    _wire(workspace, drawn, handlers, visitors)
+
+
+def _draw(workspace: Workspace, models: Models) -> _Drawn:
     name = workspace.name
+    sources = stretch = transcribe = transcript = None
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
             medium = workspace.draw_medium()
@@ -77,17 +109,37 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
                 max_lines=4,
                 elem_id=f"{name}-question",
             )
+            if workspace.has_pages:
+                sources = gr.Checkbox(
+                    value=True,
+                    label="Mark the pages that the answer comes from",
+                    info=f"Reads documents of 2 to {MOST_PAGES} pages once more for each page.",
+                    elem_id=f"{name}-sources",
+                )
             with gr.Row():
                 ask = gr.Button("Ask", variant="primary", elem_id=f"{name}-ask")
                 stop = gr.Button("Stop", elem_id=f"{name}-stop")
             answer = gr.Textbox(
-                label=workspace.answer,
+                label="Answer",
                 lines=3,
                 max_lines=12,
                 interactive=False,
                 elem_id=f"{name}-answer",
             )
-            tries = draw_samples(workspace.samples)
+            if workspace.stretch_s is not None:
+                with gr.Row(equal_height=True):
+                    stretch = gr.Number(
+                        value=workspace.stretch_s,
+                        minimum=1,
+                        label="Seconds of a stretch",
+                        min_width=120,
+                        elem_id=f"{name}-stretch",
+                    )
+                    transcribe = gr.Button(
+                        "Ask about each stretch", min_width=160, elem_id=f"{name}-transcribe"
+                    )
+                transcript = _panel(f"{name}-transcript", script=SEEK)
+            samples = draw_samples(workspace.samples)
             controls = draw_token_controls(
                 workspace.modalities, models.get().assistant.model.config, name=name
             )
@@ -95,127 +147,97 @@ def draw_workspace(workspace: Workspace, models: Models, visitors: Visitors) -> 
             shown = _panel(f"{name}-shown", script=SEEK)
             plan = _panel(f"{name}-plan", message_panel(NO_MEDIUM))
             ledger = _panel(f"{name}-ledger")
+    return _Drawn(
+        medium=medium,
+        question=question,
+        ask=ask,
+        stop=stop,
+        answer=answer,
+        sources=sources,
+        stretch=stretch,
+        transcribe=transcribe,
+        transcript=transcript,
+        samples=samples,
+        controls=controls,
+        shown=shown,
+        plan=plan,
+        ledger=ledger,
+    )
 
-    def prepare(
-        visitor: Visitor, loaded: Loaded, path: str | None, asked: str, values: Sequence[Any]
-    ) -> AnswerStream | str:
-        """A stream that has not run, or a sentence why there is none."""
-        if not path:
-            return NO_MEDIUM
-        try:
-            visitors.add_files(visitor, [path])
-            return loaded.assistant.stream(asked, Path(path), **controls.options(values))
-        except OmniError as error:
-            return visitors.without_folder(str(error))
 
-    def planned(visit: gr.Request, path: str | None, asked: str, *values: Any) -> str:
-        visitor = visitors.of(visit.session_hash)
-        loaded = models.get(visitor.choice)
-        stream = prepare(visitor, loaded, path, asked or "", values)
-        if isinstance(stream, str):
-            return message_panel(stream)
-        return plan_panel(stream.plan, loaded.pace.estimate(stream.plan))
-
-    def previewed(
-        visit: gr.Request, path: str | None, asked: str, *values: Any
-    ) -> tuple[str, str, str, str]:
-        visitor = visitors.of(visit.session_hash)
-        loaded = models.get(visitor.choice)
-        stream = prepare(visitor, loaded, path, asked or "", values)
-        if isinstance(stream, str):
-            return message_panel(stream), "", "", ""
-        try:
-            preview = preview_panel(stream.request)
-        except OmniError as error:
-            return message_panel(visitors.without_folder(str(error))), "", "", ""
-        return plan_panel(stream.plan, loaded.pace.estimate(stream.plan)), preview, "", ""
-
-    def answered(
-        visit: gr.Request, path: str | None, asked: str, *values: Any
-    ) -> Iterator[tuple[Any, Any, Any]]:
-        if not (asked or "").strip():
-            yield NO_QUESTION, gr.skip(), gr.skip()
-            return
-        visitor = visitors.of(visit.session_hash)
-        loaded = models.get(visitor.choice)
-        stream = prepare(visitor, loaded, path, asked, values)
-        if isinstance(stream, str):
-            yield f"Not answered. {stream}", gr.skip(), gr.skip()
-            return
-        text = ""
-        yield text, gr.skip(), ""
-        try:
-            for piece in models.run(stream):
-                text += piece
-                yield text, gr.skip(), gr.skip()
-            reply = stream.reply()
-            loaded.pace.note(reply.ledger)
-            yield reply.text, evidence_panel(reply), ledger_panel(reply.ledger)
-        except OmniError as error:
-            yield f"Not answered. {visitors.without_folder(str(error))}", gr.skip(), gr.skip()
-
-    request = [medium, question, *controls.components]
-    results, previews = [answer, shown, ledger], [plan, shown, ledger, answer]
+def _wire(
+    workspace: Workspace, drawn: _Drawn, handlers: WorkspaceHandlers, visitors: Visitors
+) -> None:
+    name, controls = workspace.name, drawn.controls
+    request = [drawn.medium, drawn.question, *controls.components]
+    names = ["file", "question", *controls.by_name]
+    planned, previewed = named(handlers.plan, names), named(handlers.preview, names)
+    previews = [drawn.plan, drawn.shown, drawn.ledger, drawn.answer]
+    results = [drawn.answer, drawn.shown, drawn.ledger]
     # Not `change`, which comes for samples too, while they are being answered.
     arrivals = ("upload", "clear", "delete", "stop_recording")
     gr.on(
-        [getattr(medium, event) for event in arrivals if hasattr(medium, event)],
+        [getattr(drawn.medium, event) for event in arrivals if hasattr(drawn.medium, event)],
         previewed,
         request,
         previews,
         api_name=f"{name}_preview",
-        concurrency_id="plan",
         concurrency_limit=4,
-        show_progress="hidden",
+        **PLANNING,
+        **QUIET,
     )
     gr.on(
-        [component.change for component in (question, *controls.components)],
+        [component.change for component in (drawn.question, *controls.components)],
         planned,
         request,
-        plan,
+        drawn.plan,
         api_name=f"{name}_plan",
-        concurrency_id="plan",
-        show_progress="hidden",
         trigger_mode="always_last",
+        **PLANNING,
+        **QUIET,
     )
+    answered, asked_with = named(handlers.answer, names), request
+    if drawn.sources is not None:
+        asked_with = [drawn.medium, drawn.question, drawn.sources, *controls.components]
+        with_sources = ["file", "question", "find_sources", *controls.by_name]
+        answered = named(handlers.answer_with_sources, with_sources)
     runs = [
         gr.on(
-            [ask.click, question.submit],
+            [drawn.ask.click, drawn.question.submit],
             answered,
-            request,
+            asked_with,
             results,
             api_name=f"{name}_ask",
-            concurrency_id="model",
-            concurrency_limit=1,
+            **ANSWERING,
         )
     ]
-    for button, sample in tries:
+    for button, sample in drawn.samples:
+        chosen = button.click(
+            choose(sample, visitors.upload_folder), None, [drawn.medium, drawn.question], **PRIVATE
+        )
+        shown = chosen.then(previewed, request, previews, **PLANNING, **QUIET, **PRIVATE)
+        runs.append(shown.then(answered, asked_with, results, concurrency_id="model", **PRIVATE))
+    for run in runs:  # now the time is known better
+        run.then(planned, request, drawn.plan, **QUIET, **PRIVATE)
+    if drawn.transcribe is not None:
+        rows = gr.JSON(visible=False, label="Rows")
         runs.append(
-            button.click(
-                choose(sample, visitors.upload_folder),
-                None,
-                [medium, question],
-                api_visibility="private",
-            )
-            .then(
-                previewed,
-                request,
-                previews,
-                api_visibility="private",
-                concurrency_id="plan",
-                show_progress="hidden",
-            )
-            .then(
-                answered,
-                request,
-                results,
-                api_visibility="private",
-                concurrency_id="model",
+            drawn.transcribe.click(
+                named(handlers.transcribe, ["file", "question", "stretch_s", *controls.by_name]),
+                [drawn.medium, drawn.question, drawn.stretch, *controls.components],
+                [drawn.transcript, rows],
+                api_name=f"{name}_transcript",
+                **ANSWERING,
             )
         )
-    for run in runs:  # now the time is known better
-        run.then(planned, request, plan, api_visibility="private", show_progress="hidden")
-    stop.click(None, cancels=runs, api_visibility="private")
+    drawn.stop.click(
+        named(handlers.stop, ["answer"]),
+        [drawn.answer],
+        [drawn.answer],
+        cancels=runs,
+        queue=False,
+        **PRIVATE,
+    )
 
 
 def _panel(elem_id: str, value: str = "", script: str | None = None) -> gr.HTML:

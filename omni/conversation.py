@@ -12,13 +12,13 @@ question need no code of their own.
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omni.assistant import Assistant
-from omni.errors import ContextLengthError, OmniError, RequestError
+from omni.errors import ContextLengthError, OmniError, RequestError, StoppedError
 from omni.ledger import Ledger
 from omni.options import MediaOptions
 from omni.prompt import Message
@@ -26,7 +26,6 @@ from omni.reply import Reply
 from omni.session import QUESTION_TOKENS, Session
 
 MAX_SESSIONS = 2  # of this conversation: the latest and the one before the last file was added
-TURN_TOKENS = 16  # of the template around a turn's text; more than any template that we know
 STOPPED = "Stopped before the first word."
 
 
@@ -62,11 +61,23 @@ class Conversation:
     Args:
         assistant: Model and processor.
         turns: Turns of an earlier conversation to go on with.
+        max_sessions: How many readings of media are kept.
+        question_tokens: Left for later questions, beside the one for which media are read, when
+            media are made to fit a budget; longer ones have the media read again.
     """
 
-    def __init__(self, assistant: Assistant, turns: Sequence[Turn] = ()) -> None:
+    def __init__(
+        self,
+        assistant: Assistant,
+        turns: Sequence[Turn] = (),
+        *,
+        max_sessions: int = MAX_SESSIONS,
+        question_tokens: int = QUESTION_TOKENS,
+    ) -> None:
         self.assistant = assistant
         self.turns = list(turns)
+        self.max_sessions = max_sessions
+        self.question_tokens = question_tokens
         self.reply: Reply | None = None
         """The reply of the last turn that came to its end."""
         self.is_reused = False
@@ -120,6 +131,15 @@ class Conversation:
         del self.turns[num_turns:]
         self.reply = None
 
+    def has_read(self, *media: Any, **options: Any) -> bool:
+        """Whether a first question about these media, with these options, starts at once.
+
+        Args:
+            media: As in `stream`.
+            options: As in `stream`.
+        """
+        return _reading_key((), media, _concerning_media(options)) in self._sessions
+
     def forget(self) -> None:
         """Free what was read; the turns stay, and their media are read again when needed."""
         self._sessions.clear()
@@ -146,6 +166,8 @@ class Conversation:
                 yield piece
             self.reply = stream.reply()
             turn.is_complete = True
+        except StoppedError:
+            raise  # what has been said stays
         except OmniError as error:
             turn.error = str(error)
             raise
@@ -163,11 +185,10 @@ class Conversation:
             return self.assistant.stream_chat(messages, **options)
         texts = [m["content"] if isinstance(m["content"], str) else _text(m) for m in messages]
         *history, (question, _) = zip(texts[last::2], [*texts[last + 1 :: 2], ""], strict=True)
-        concerns_media = {*MediaOptions.__slots__, "tools"}
-        read_with = {name: options[name] for name in options if name in concerns_media}
-        ask_with = {name: options[name] for name in options if name not in concerns_media}
+        read_with = _concerning_media(options)
+        ask_with = {name: options[name] for name in options if name not in read_with}
         media = [part["media"] for part in messages[last]["content"] if part["type"] == "media"]
-        key = repr([[_key(message) for message in messages[:last]], _keys(media), read_with])
+        key = _reading_key(messages[:last], media, read_with)
         if key in self._sessions:
             self._sessions.move_to_end(key)
             session, _ = self._sessions[key]
@@ -183,22 +204,17 @@ class Conversation:
             *media,
             system=system,
             earlier=messages[start:last],
-            question_tokens=QUESTION_TOKENS
+            question_tokens=self.question_tokens
             + sum(self.assistant.processor.count_tokens(texts[last:])),
             **options,
         )
         self.reading = session.ledger
-        while len(self._sessions) >= MAX_SESSIONS:
+        while len(self._sessions) >= self.max_sessions:
             self._sessions.popitem(last=False)
         # The media are kept beside the session: an object that is alive keeps its identity, by
         # which arrays and open files are told apart.
         self._sessions[key] = session, tuple(messages[: last + 1])
         return session.stream(question, history=history, **ask_with)
-
-    def _room(self, texts: Sequence[str]) -> int:
-        """Tokens to leave for what follows the media: these texts, at least a short question."""
-        needed = sum(self.assistant.processor.count_tokens(texts)) + TURN_TOKENS * len(texts)
-        return max(needed, QUESTION_TOKENS)
 
 
 def _may_help(error: RequestError, session: Session, options: dict[str, Any]) -> bool:
@@ -210,6 +226,19 @@ def _may_help(error: RequestError, session: Session, options: dict[str, Any]) ->
     if isinstance(error, ContextLengthError):
         return session.ledger.budget is not None
     return bool(options.get("thinking")) != session.opened.thinking
+
+
+def _concerning_media(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a question with which media are read."""
+    names = {*MediaOptions.__slots__, "tools"}
+    return {name: options[name] for name in options if name in names}
+
+
+def _reading_key(
+    earlier: Sequence[Message], media: Sequence[Any], read_with: Mapping[str, Any]
+) -> str:
+    """What makes one reading of media as good as another."""
+    return repr([[_key(message) for message in earlier], _keys(media), read_with])
 
 
 def _system_turn(system: str | None) -> list[Message]:

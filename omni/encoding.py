@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from omni.inputs import MediaItem, Window
+from omni.stopping import check_stop
 from omni.towers import batch_key, project, run_tower
 from token_reduction import Reducer, ReductionStream, TokenLayout
 
@@ -172,6 +173,7 @@ def _batches(
         item = items[index]
         start = time.perf_counter()
         for window in item.windows:
+            check_stop()
             times.decode_s[index] += time.perf_counter() - start
             key = batch_key(item, window)
             if batch and (key != key_of_batch or not _fits(batch, window, item, max_rows)):

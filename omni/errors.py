@@ -15,7 +15,8 @@
     ├── CheckpointError         a checkpoint is missing, incomplete or not ours to read
     │   └── ConfigError             its config has unknown, missing or contradicting fields
     ├── SessionError            a saved session is damaged, or of another version or model
-    └── NotEnoughMemoryError    the model does not fit the memory that is free
+    ├── NotEnoughMemoryError    the model does not fit the memory that is free
+    └── StoppedError            the work was stopped from another thread
 
 Each message says what was found, what was expected and what to do. The command line
 prints it as one line and exits with code 2.
@@ -88,3 +89,7 @@ class NotEnoughMemoryError(OmniError, MemoryError):
 
 class MissingPartsError(OmniError):
     """Parts of an item were not answered, so their answers cannot be combined."""
+
+
+class StoppedError(OmniError):
+    """The work was stopped from another thread, by `omni.stopping.Stop`."""

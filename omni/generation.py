@@ -24,6 +24,7 @@ from omni.grammar import Answer, Grammars
 from omni.inputs import OmniInputs
 from omni.memory import PREFILL_CHUNK, release_heap
 from omni.schema import read_schema
+from omni.stopping import check_stop
 from token_reduction import TokenLayout
 
 CHUNKS_PER_RELEASE = 4  # chunks after which freed memory goes back to the system: milliseconds
@@ -203,6 +204,34 @@ def continue_prompt(
     return Prefilled(logits=logits, cache=cache, attention_mask=mask.to(logits.device))
 
 
+@torch.no_grad()
+def score_answer(
+    model: Any,
+    embeddings: Float[Tensor, "1 seq hidden"],
+    answer_ids: Int[Tensor, " answer"],
+    *,
+    chunk: int = PREFILL_CHUNK,
+) -> Float[Tensor, " answer"]:
+    """Log-probabilities of an answer's tokens behind a prompt, each given those before it.
+
+    Args:
+        model: An ``OmniModel``.
+        embeddings: Of the prompt, media in place.
+        answer_ids: At least one.
+        chunk: Positions run at a time; the result does not depend on it.
+    """
+    ids = answer_ids.to(embeddings.device)
+    cache = model.new_cache(embeddings.shape[1] + len(ids))
+    pieces = deque(piece.clone() for piece in embeddings.split(chunk, dim=1))
+    first, cache = _read(model, pieces, None, cache)
+    scores = [first[:, None]]
+    if len(ids) > 1:
+        spoken = model.get_input_embeddings()(ids[None, :-1])
+        scores.append(model(inputs_embeds=spoken, past_key_values=cache, use_cache=True).logits)
+    log_p = torch.cat(scores, dim=1)[0].float().log_softmax(-1)
+    return log_p.gather(1, ids[:, None])[:, 0]
+
+
 def _read(
     model: Any, pieces: deque[Tensor], mask: Tensor | None, cache: Any, read: int = 0
 ) -> tuple[Float[Tensor, "batch vocab"], Any]:
@@ -215,6 +244,7 @@ def _read(
     """
     logits = pieces[0].new_empty(0, 0)
     while pieces:
+        check_stop()
         if len(pieces) % CHUNKS_PER_RELEASE == 0:
             release_heap()
         piece = pieces.popleft()
@@ -259,6 +289,7 @@ def generate(
     logits, mask = prompt.logits, prompt.attention_mask
     is_padded = not bool(mask.all())
     for step in range(options.max_new_tokens):
+        check_stop()
         chosen = [choosers[row](scores) for row, scores in zip(rows, logits, strict=True)]
         going = [i for i, token in enumerate(chosen) if token not in vocabulary.stop]
         prompt.ended.update(row for row in rows if choosers[row].has_ended)

@@ -208,6 +208,27 @@ def continue_ledger(
     )
 
 
+def join_ledgers(reading: Ledger, question: Ledger) -> Ledger:
+    """What opening media and asking the first question about them took together.
+
+    Args:
+        reading: Of `omni.session.Session`.
+        question: Of a reply of that session.
+    """
+    seconds = {
+        name: round(reading.seconds.get(name, 0.0) + value, 4)
+        for name, value in question.seconds.items()
+    }
+    return replace(
+        question,
+        media=reading.media,
+        reused_tokens=0,
+        tower_flops=reading.tower_flops,
+        prefill_flops=reading.prefill_flops + question.prefill_flops,
+        seconds=seconds,
+    )
+
+
 def _entry(config: OmniConfig, item: MediaItem) -> MediaEntry:
     """Walk the same reductions that the model applies, by shape alone."""
     source = TokenShape.full(item.modality, item.grid)

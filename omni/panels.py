@@ -4,8 +4,8 @@ Each is one HTML fragment inside an element of class ``evidence``, styled by `ST
 script. Buttons of class ``seek`` carry ``data-seconds``; a page with a player makes them jump.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from omni.budget import readable_bytes
 from omni.ledger import Ledger, readable_flops
@@ -14,6 +14,35 @@ from omni.reply import Reply
 from omni.views import TEMPLATES, Extent, Request, media_views, previews, render, share
 
 STYLE = (TEMPLATES / "evidence.css").read_text(encoding="utf-8")
+
+
+@runtime_checkable
+class Supporting(Protocol):
+    """What is drawn of an `omni.attribution.Support`."""
+
+    @property
+    def name(self) -> str:
+        """Of the page."""
+
+    @property
+    def times(self) -> float:
+        """How many times less likely the answer is without it."""
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is marked."""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """What is drawn of an `omni.transcript.Passage`."""
+
+    start_s: float
+    end_s: float
+    text: str
+    is_complete: bool
+
+
 EXTENT = Extent(frames=24, pictures=40, frame_side=240, picture_side=640)
 
 
@@ -54,17 +83,26 @@ def preview_panel(request: Request) -> str:
     return render("preview.html.jinja", media=views, extent=EXTENT)
 
 
-def evidence_panel(reply: Reply) -> str:
+def evidence_panel(reply: Reply, supports: Sequence[Supporting] | None = None) -> str:
     """What of every medium reached the decoder, drawn over its pages, frames and sound.
 
     Args:
         reply: With the request that it answers.
+        supports: What each page contributes to the answer, from `omni.attribution.media_support`;
+            the pages that it comes from are marked.
 
     Raises:
         MediaError: A file has changed or gone since.
     """
     media = [] if reply.request is None else media_views(reply.request, reply.evidence, EXTENT)
-    return render("shown.html.jinja", media=list(media), extent=EXTENT)
+    found = None if supports is None else {support.name: support for support in supports}
+    return render("shown.html.jinja", media=list(media), extent=EXTENT, supports=found)
+
+
+def transcript_panel(passages: Sequence[Timed]) -> str:
+    """Answers by time, as `omni.transcript.transcribe` yields them; a click moves the player."""
+    end_s = max((passage.end_s for passage in passages), default=0.0)
+    return render("transcript.html.jinja", passages=passages, end=end_s)
 
 
 def compare_panel(a: Reply, b: Reply) -> str:

@@ -143,6 +143,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"clock": clock, "share": share, "short": short, "about": about}
+    environment.filters["without"] = without
     environment.filters |= {"setting": readable, "bytes": readable_bytes, "flops": readable_flops}
     return environment.get_template(template).render(**values)
 
@@ -169,6 +170,18 @@ def share(part: float, whole: float) -> str:
     if 0 < part < whole:
         percent = min(max(percent, 1), 99)
     return f"{percent} %"
+
+
+def without(times: float) -> str:
+    """How a page matters to an answer: ``without it the answer is 12 times less likely``."""
+    if times >= 1e6:
+        return "without it the answer is over a million times less likely"
+    if times >= 1.05:
+        digits = 0 if times >= 10 else 1
+        return f"without it the answer is {times:,.{digits}f} times less likely"
+    if times <= 0.95:
+        return "without it the answer is more likely"
+    return "without it the answer is as likely"
 
 
 def short(name: str) -> str:

@@ -64,10 +64,10 @@ def test_a_follow_up_question_encodes_nothing_again(visit, screenshot):
     window = visit()
     ask(window, "In which direction does the shape move?", MEDIA / "clip.mp4")
     ledger = window.page.locator("#chat-evidence .ledger")
-    ledger.get_by_text("reading the media").wait_for()
+    ledger.get_by_text("decode").first.wait_for()
+    assert ledger.get_by_text("of them read before").count() == 0
     assert "Red" in ask(window, "Which colour is the shape?")
     ledger.get_by_text("of them read before").wait_for()
-    assert ledger.get_by_text("reading the media").count() == 0
     screenshot(window.page, "chat")
 
 

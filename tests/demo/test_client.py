@@ -138,9 +138,44 @@ def test_the_endpoints_are_those_of_the_page_in_the_documentation(server) -> Non
             for name in re.findall(r"`/(\w+)`", names)
         }
     assert set(documented) == set(endpoints)
-    for name in ("/ask", "/new_conversation", "/load_model"):
-        parameters = {parameter["parameter_name"] for parameter in endpoints[name]["parameters"]}
-        assert parameters == documented[name] - {"text", "files"}, name
+    for name, endpoint in endpoints.items():
+        parameters = {parameter["parameter_name"] for parameter in endpoint["parameters"]}
+        expected = documented[name] - {"text", "files"}
+        if name == "/compare":  # the controls of both sides
+            both = expected - {"file", "question", "a_dpi", "b_dpi"}
+            expected = {"file", "question"} | {f"{side}_{own}" for side in "ab" for own in both}
+        assert parameters == expected, name
+    client.close()
+
+
+def test_workspaces_answer_programs_by_the_names_of_their_controls(server) -> None:
+    client = Client(server.url, verbose=False)
+    pages = handle_file(MEDIA / "pages.pdf")
+    asked = {"file": pages, "question": "What is printed here?", "api_name": "/document_ask"}
+    answer, shown, ledger = client.predict(**asked)
+    assert answer.startswith("TOTAL")
+    assert "read before" not in ledger
+    assert re.findall(
+        r"pages.pdf page (\d)</b>[^<]*<span[^>]*>used</span> <span[^>]*>source", shown
+    ) == ["3"]
+    answer, shown, ledger = client.predict(**asked | {"question": "What is drawn here?"})
+    assert (answer, shown.count("state source")) == ("Blue circle.", 1)
+    assert "read before" in ledger  # from what the first question read
+    _, shown, _ = client.predict(**asked, find_sources=False)
+    assert "state source" not in shown
+    _, _, ledger = client.predict(**asked, image_reducer="uniform", image_rate=0.5)
+    assert "read before" not in ledger
+    assert "uniform(0.5)" in ledger
+
+    words = handle_file(MEDIA / "words.flac")
+    panel, rows = client.predict(
+        file=words, question="Which word do you hear?", stretch_s=1, api_name="/audio_transcript"
+    )
+    said = [(row["start_s"], row["end_s"], row["text"]) for row in rows]
+    assert said == [(0, 1, "Left."), (1, 2, "Seven."), (2, 3, "Stop."), (3, 4, "Go.")]
+    assert panel.count('class="seek"') == len(rows)
+    with pytest.raises(AppError, match=r"0\.5 is less than minimum value 1"):
+        client.predict(file=words, stretch_s=0.5, api_name="/audio_transcript")
     client.close()
 
 

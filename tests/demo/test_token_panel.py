@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.samples import CLIP, COLOUR, DIGIT, FOLDER, TICKET, WORD
+import demo.samples
+from demo.samples import FOLDER, Sample, choose
 from demo.token_panel import MODELS_OWN, read_options
 from tests.support import tiny_omni
 
@@ -58,8 +59,19 @@ def test_the_assistant_takes_all_of_them():
     assert plan.media[0].chosen["reduction"] == "uniform(0.5)"
 
 
-@pytest.mark.parametrize("sample", [CLIP, COLOUR, DIGIT, TICKET, WORD], ids=lambda s: s.label)
-def test_samples_that_ship_are_the_examples(sample, tmp_path):
-    assert (FOLDER / sample.file).read_bytes() == (EXAMPLES / sample.file).read_bytes()
-    assert sample.copy_to(tmp_path).read_bytes() == (FOLDER / sample.file).read_bytes()
-    assert sample.copy_to(tmp_path).is_relative_to(tmp_path)
+SHIPPED = sorted(path.name for path in FOLDER.iterdir())
+OFFERED = [sample for sample in vars(demo.samples).values() if isinstance(sample, Sample)]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_files_that_ship_are_the_examples(name):
+    assert (FOLDER / name).read_bytes() == (EXAMPLES / name).read_bytes()
+
+
+def test_every_file_that_ships_is_offered_and_copied_for_visitors(tmp_path):
+    assert {sample.file for sample in OFFERED} == set(SHIPPED)
+    for sample in OFFERED:
+        path, question = choose(sample, tmp_path)()
+        assert Path(path).is_relative_to(tmp_path)
+        assert Path(path).read_bytes() == (FOLDER / sample.file).read_bytes()
+        assert question == sample.question
