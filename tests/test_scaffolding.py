@@ -27,13 +27,14 @@ def test_make_without_a_target_lists_every_target() -> None:
 def test_every_sample_that_make_asks_about_is_attributed() -> None:
     asked = set(re.findall(r"\$\(MEDIA\)/(\S+)", (ROOT / "Makefile").read_text()))
     attributed = set(re.findall(r"^\| `(\S+)` \|", (MEDIA / "README.md").read_text(), re.MULTILINE))
-    assert asked == attributed == {path.name for path in MEDIA.iterdir()} - {"README.md"}
+    assert asked < attributed == {path.name for path in MEDIA.iterdir()} - {"README.md"}
 
 
 def test_the_drawn_samples_are_those_of_the_script(tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "examples" / "make_samples.py"))
-    script["write_ticket"](tmp_path / "ticket.pdf")
-    assert (tmp_path / "ticket.pdf").read_bytes() == (MEDIA / "ticket.pdf").read_bytes()
+    for name in ("ticket", "pages"):
+        script[f"write_{name}"](tmp_path / f"{name}.pdf")
+        assert (tmp_path / f"{name}.pdf").read_bytes() == (MEDIA / f"{name}.pdf").read_bytes()
     # Encoders differ between versions, so clips are compared by what they show.
     script["write_clip"](tmp_path / "clip.mp4")
     assert square_centres(tmp_path / "clip.mp4") == square_centres(MEDIA / "clip.mp4")

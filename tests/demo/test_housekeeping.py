@@ -1,5 +1,6 @@
 """Of a visitor who has gone nothing stays, neither with us nor with gradio."""
 
+import asyncio
 import threading
 import time
 import weakref
@@ -7,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+from gradio.state_holder import StateHolder
 
-from demo.app import build_app
 from demo.housekeeping import Housekeeper
 from demo.models import Models
 from demo.visitors import Visitors
@@ -47,18 +48,22 @@ def test_those_who_left_together_are_swept_up_together_and_no_others() -> None:
 
 
 def test_gradio_keeps_no_session_of_a_visitor_who_has_gone(tmp_path) -> None:
+    async def page_of_gradio() -> gr.Blocks:  # outside a loop, it would open some and close none
+        with gr.Blocks(analytics_enabled=False) as page:
+            gr.Textbox()
+        StateHolder().set_blocks(page)  # as the web server does
+        return page.queue()
+
+    page = asyncio.run(page_of_gradio())
     visitors = Visitors(tmp_path)
-    app = build_app(Models(), visitors)
-    app.queue()
-    gr.routes.App.create_app(app)  # what `launch` makes, without a port
-    housekeeper = Housekeeper(app, delay_s=1000)
+    housekeeper = Housekeeper(page, delay_s=1000)
     visitors.on_forget = housekeeper.note
-    state = weakref.ref(app.state_holder["gone"])
-    app.state_holder["here"]
+    state = weakref.ref(page.state_holder["gone"])
+    assert page.state_holder["here"].blocks_config.blocks
     visitors.of("gone")
     visitors.forget("gone")
     housekeeper.sweep()
-    assert list(app.state_holder.session_data) == ["here"]
+    assert list(page.state_holder.session_data) == ["here"]
     assert state() is None
 
 

@@ -44,7 +44,7 @@ def test_killed_and_resumed_ends_with_the_bytes_of_an_uninterrupted_run(tmp_path
     for path in EXAMPLES.iterdir():
         if path.suffix != ".md":
             shutil.copy(path, items)
-    for number in range(14):
+    for number in range(12):
         samples.write_image(items / f"{number}.png", tiny_omni.picture(40, 40 + number, number))
     data = (EXAMPLES / "clip.mp4").read_bytes()
     (items / "broken.mp4").write_bytes(data[: len(data) // 3])  # 10 % of 20
