@@ -12,6 +12,7 @@ from omni.reduction import reducers_with_rate
 
 MODELS_OWN = "the model's own"
 MAX_BUDGET = 4096  # tokens; the largest that the slider offers
+MAX_IMAGE_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,15 @@ def draw_token_controls(
             found["dpi"] = gr.Slider(
                 0, 300, value=0, step=12, label="Dots per inch of pages", info=_own("0")
             )
+            found["image_tokens"] = gr.Slider(
+                0,
+                MAX_IMAGE_TOKENS,
+                value=0,
+                step=8,
+                label="Resolution: most tokens of a picture or page",
+                info=f"Larger ones are made smaller. {_own('0')}",
+                elem_id=f"{name}-image-tokens",
+            )
         if "video" in modalities:
             found["fps"] = gr.Slider(
                 0, 16, value=0, step=0.5, label="Frames a second", info=_own("0")
@@ -104,7 +114,7 @@ def read_options(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: By the names of `TokenControls`.
     """
-    numbers = ("max_tokens", "max_new_tokens", "dpi", "num_frames")
+    numbers = ("max_tokens", "max_new_tokens", "dpi", "image_tokens", "num_frames")
     options: dict[str, Any] = {name: int(values[name]) for name in numbers if values.get(name)}
     options |= {name: values[name] for name in ("fps", "audio_in_video") if values.get(name)}
     reduction = {

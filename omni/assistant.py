@@ -177,9 +177,9 @@ class Assistant:
         Args:
             messages: OpenAI or Hugging Face style turns with text and media parts.
             options: ``MediaOptions`` (``reduction``, ``fps``, ``num_frames``, ``dpi``,
-                ``audio_in_video``, ``max_tokens``, ``max_memory``), ``GenerationOptions``
-                (``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``,
-                ``reasoning_budget``, ``reasoning_grace``, ``schema``), and ``thinking``,
+                ``image_tokens``, ``audio_in_video``, ``max_tokens``, ``max_memory``),
+                ``GenerationOptions`` (``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``,
+                ``seed``, ``reasoning_budget``, ``reasoning_grace``, ``schema``), and ``thinking``,
                 ``tools``. With ``schema`` (a JSON Schema as a dict or a file, a pydantic model
                 class) the answer is JSON that is valid for it, and ``parsed`` has its values; the
                 prompt does not mention it.

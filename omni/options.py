@@ -19,6 +19,8 @@ class MediaOptions:
         fps: Frames sampled per second of video.
         num_frames: Most frames of one video.
         dpi: Dots per inch at which pages are rendered.
+        image_tokens: Most tokens of one picture or page, before reduction; larger ones are made
+            smaller, or cut into fewer tiles. The smallest size of the model is kept.
         audio_in_video: Listen to a video's sound track too.
         reduction: Spec string per modality, such as ``{"video": "evs(0.7)"}``.
         max_tokens: Budget of the request in tokens, its answer included.
@@ -28,6 +30,7 @@ class MediaOptions:
     fps: float | None = None
     num_frames: int | None = None
     dpi: int | None = None
+    image_tokens: int | None = None
     audio_in_video: bool = False
     reduction: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
@@ -36,6 +39,8 @@ class MediaOptions:
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens}; expected at least 1.")
+        if self.image_tokens is not None and self.image_tokens < 1:
+            raise RequestError(f"image_tokens is {self.image_tokens}; expected at least 1.")
         if self.max_memory is not None:
             parse_bytes(self.max_memory)
         for modality in self.reduction:
@@ -51,7 +56,7 @@ class MediaOptions:
 
     def with_defaults(self) -> "MediaOptions":
         """The same budget, as if the request had set nothing that a budget may lower."""
-        return replace(self, fps=None, num_frames=None, dpi=None, reduction={})
+        return replace(self, fps=None, num_frames=None, dpi=None, image_tokens=None, reduction={})
 
     @property
     def max_memory_bytes(self) -> int | None:

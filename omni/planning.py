@@ -136,6 +136,8 @@ class MediaPlanner:
         ]
         if options.dpi is not None and any(isinstance(medium, Page) for medium in self.media):
             found.append(f"dpi={options.dpi}")
+        if options.image_tokens is not None and "image" in self.kinds:
+            found.append(f"image_tokens={options.image_tokens}")
         specs = options.reduction.items()
         return found + [f"reduction {kind}={spec}" for kind, spec in specs if kind in self.kinds]
 
@@ -193,13 +195,31 @@ class MediaPlanner:
         share = rung.patches if self.can_resize(picture) else 1.0
         if not self.config.dynamic_resolution:
             return PlannedMedium(items=self.tiles(picture, size, share, facts, chosen))
-        grid = self.image_grid(size, max_patches, share)
+        grid = self.image_grid(size, self.at_most(max_patches), share)
         windows = partial(self.patcher.picture, picture, self.dpi, grid)
         return PlannedMedium(items=[self.picture_item(windows, grid, picture.name, facts, chosen)])
 
     def can_resize(self, picture: Image | Page) -> bool:
-        """A request that sets dpi has set the size of its pages."""
+        """A request that sets dpi has set the size of its pages; image_tokens, of all pictures."""
+        if self.options.image_tokens is not None:
+            return False
         return self.options.dpi is None or isinstance(picture, Image)
+
+    def at_most(self, max_patches: int) -> int:
+        """Most patches of a picture as the request sets it, never below the smallest size."""
+        if self.options.image_tokens is None:
+            return max_patches
+        wished = self.options.image_tokens * self.config.merge_size**2
+        # With exactly the smallest number, a picture would no longer be enlarged to it.
+        return min(max_patches, max(wished, self.config.min_num_patches + 1))
+
+    @property
+    def most_tiles(self) -> int:
+        """Most tiles of a picture, without its thumbnail."""
+        if self.options.image_tokens is None:
+            return self.config.max_num_tiles
+        tokens = (self.tile_size // self.patch // self.config.merge_size) ** 2
+        return min(self.config.max_num_tiles, max(self.options.image_tokens // tokens, 1))
 
     def image_grid(self, size: tuple[int, int], max_patches: int, share: float) -> tuple[int, int]:
         """The grid as asked, or one of a share of its patches, never below the smallest."""
@@ -225,7 +245,7 @@ class MediaPlanner:
         chosen: Mapping[str, Any],
     ) -> list[MediaItem]:
         """V2-VL: square tiles and a thumbnail, each an item, all in one pair of delimiters."""
-        sheet = choose_tiling(*size, max_tiles=self.config.max_num_tiles, tile_size=self.tile_size)
+        sheet = choose_tiling(*size, max_tiles=self.most_tiles, tile_size=self.tile_size)
         if share < 1:
             fewer = max(int(share * sheet[0] * sheet[1]), 1)
             sheet = choose_tiling(*size, max_tiles=fewer, tile_size=self.tile_size)

@@ -1,8 +1,11 @@
 """Documents, videos and recordings in their workspaces, in a real browser."""
 
 import re
+import time
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.demo.conftest import MEDIA, Visit
 
@@ -41,9 +44,108 @@ def test_an_uploaded_file_is_planned_previewed_and_answered(visit, screenshot, n
     assert page.locator(f"#{prefix}-shown .state.used").count()
     # The plan now knows how long it takes.
     page.locator(f"#{prefix}-plan").get_by_text("First word after").wait_for()
-    if name == "Document":
-        screenshot(page, prefix)
     assert not window.errors
+
+
+def test_the_page_that_the_answer_comes_from_is_marked(visit, screenshot):
+    window = visit()
+    upload(window, "Document", MEDIA / "pages.pdf")
+    page = window.page
+    page.locator("#document-shown .preview").wait_for()
+    for question, marked in (("What is drawn here?", 2), ("What is printed here?", 3)):
+        page.locator("#document-question textarea").fill(question)
+        page.locator("#document-ask").click()
+        source = page.locator("#document-shown figure.source")
+        source.filter(has_text=f"pages.pdf page {marked}").wait_for()
+        assert source.count() == 1
+        assert "times less likely" in source.inner_text()
+    # The second question began where the first had read the pages.
+    assert "read before" in page.locator("#document-ledger .total").inner_text()
+    page.locator("#document-plan").get_by_text("has been read with these settings").wait_for()
+    screenshot(page, "document")
+
+
+def test_answers_by_time_appear_row_by_row_and_move_the_player(visit):
+    window = visit()
+    upload(window, "Audio", MEDIA / "words.flac")
+    page = window.page
+    page.locator("#audio-shown .preview").wait_for()
+    page.evaluate(
+        """() => {
+          window.rows = new Set();
+          const table = document.querySelector('#audio-transcript');
+          new MutationObserver(() => window.rows.add(table.querySelectorAll('tbody tr').length))
+            .observe(table, {subtree: true, childList: true});
+        }"""
+    )
+    page.locator("#audio-transcribe").click()
+    rows = page.locator("#audio-transcript tbody tr")
+    rows.filter(has_text="Go.").wait_for()
+    assert [row.split("\t")[-1].strip() for row in rows.all_inner_texts()] == [
+        "Left.",
+        "Seven.",
+        "Stop.",
+        "Go.",
+    ]
+    assert len(page.evaluate("[...window.rows]")) > 2  # seen growing
+    rows.nth(2).locator("button.seek").click()
+    page.wait_for_function(
+        """() => {
+          const medium = document.querySelector('#audio-medium');
+          const roots = [medium, ...[...medium.querySelectorAll('*')].map(e => e.shadowRoot)];
+          return roots.filter(Boolean).flatMap(r => [...r.querySelectorAll('audio')])
+            .some(player => Math.abs(player.currentTime - 2) < 0.1);
+        }"""
+    )
+    assert not window.errors
+
+
+@pytest.mark.slow
+def test_stop_ends_the_reading_of_a_long_file(visit, tmp_path):
+    long = tmp_path / "long.wav"
+    noise = np.random.default_rng(0).normal(0, 3000, 16_000 * 900)
+    soundfile.write(long, noise.astype(np.int16), 16_000)
+    window = visit()
+    upload(window, "Audio", long)
+    page = window.page
+    page.locator("#audio-shown .preview").wait_for()
+    page.locator("#audio-ask").click()
+    page.wait_for_timeout(1500)
+    assert not page.locator("#audio-answer textarea").input_value()  # it is being read
+    page.locator("#audio-stop").click()
+    begin = time.monotonic()
+    page.wait_for_function(
+        "document.querySelector('#audio-answer textarea').value.startsWith('Stopped')"
+    )
+    # The model is free: the next question need not wait for the end of the reading.
+    other = visit()
+    upload(other, "Document", MEDIA / "digit.png")
+    other.page.locator("#document-ask").click()
+    other.page.locator("#document-shown .shown").wait_for()
+    assert other.page.locator("#document-answer textarea").input_value() == "Three."
+    waited = time.monotonic() - begin
+    page.locator("#audio-ask").click()
+    begin = time.monotonic()
+    page.locator("#audio-shown .shown").wait_for()
+    assert waited < time.monotonic() - begin
+
+
+@pytest.mark.slow
+def test_the_resolution_of_pictures_changes_the_plan(visit):
+    window = visit()
+    upload(window, "Document", MEDIA / "digit.png")
+    page = window.page
+    page.locator("#document-shown .preview").wait_for()
+    as_asked = planned(window, "document")
+    page.locator("#document-more > button, #document-more .label-wrap").first.click()
+    resolution = page.locator("#document-image-tokens input[type=number]")
+    resolution.fill("8")
+    resolution.press("Tab")
+    page.wait_for_function(
+        "before => !document.querySelector('#document-plan .total b').innerText.startsWith(before)",
+        arg=str(as_asked),
+    )
+    assert planned(window, "document") < as_asked
 
 
 def test_the_plan_changes_with_the_budget_and_the_overlay_shows_what_was_dropped(visit, screenshot):

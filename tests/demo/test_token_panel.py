@@ -14,6 +14,7 @@ UNTOUCHED = {
     "max_tokens": 0,
     "max_new_tokens": 64,
     "dpi": 0,
+    "image_tokens": 0,
     "fps": 0,
     "num_frames": 0,
     "audio_in_video": False,
@@ -34,6 +35,7 @@ def test_every_control_becomes_its_option():
     touched = {
         "max_tokens": 512.0,
         "dpi": 96,
+        "image_tokens": 64.0,
         "fps": 2.5,
         "num_frames": 8,
         "audio_in_video": True,
@@ -44,6 +46,7 @@ def test_every_control_becomes_its_option():
         "max_tokens": 512,
         "max_new_tokens": 64,
         "dpi": 96,
+        "image_tokens": 64,
         "num_frames": 8,
         "fps": 2.5,
         "audio_in_video": True,

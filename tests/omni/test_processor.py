@@ -177,6 +177,39 @@ def test_a_tiled_image_is_one_run_of_its_tiles():
     assert torch.isfinite(tiny_omni.OmniModel(config).eval()(**inputs).logits).all()
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"dynamic_resolution": False, "force_image_size": 32, "max_num_tiles": 6}]
+)
+def test_a_picture_has_no_more_tokens_than_asked_unless_that_is_the_least(changes):
+    config = tiny_omni.omni_config(**changes)
+    processor = tiny_omni.omni_processor(config)
+    picture = processor.load_media(tiny_omni.picture(120, 200))
+
+    def tokens(most: int | None, **options) -> int:
+        wish = MediaOptions(image_tokens=most, **options)
+        inputs = processor.from_text("<image>", [picture], options=wish)
+        return sum(item.num_tokens for item in inputs.media)
+
+    as_asked = tokens(None)
+    least = tokens(1)
+    found = [tokens(most) for most in range(1, as_asked + 1)]
+    assert found[-1] == as_asked
+    assert len(set(found)) > 1
+    thumbnail = 16 if changes else 0  # comes on top
+    for most, count in enumerate(found, start=1):
+        assert count - thumbnail <= most or count == least
+    # What is set stays: a budget takes its tokens elsewhere.
+    as_set, with_budget = (
+        processor.from_text(
+            "<image>", [picture], options=MediaOptions(image_tokens=40, max_tokens=budget)
+        ).media
+        for budget in (None, 20)
+    )
+    assert [item.grid for item in with_budget] == [item.grid for item in as_set]
+    with pytest.raises(RequestError, match="image_tokens is 0"):
+        tokens(0)
+
+
 def test_settings_survive_saving_and_refuse_unknown_keys(tmp_path):
     ProcessorSettings(fps=3.0, num_frames=7).save(tmp_path)
     assert ProcessorSettings.load(tmp_path) == ProcessorSettings(fps=3.0, num_frames=7)
