@@ -98,7 +98,11 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
     _check_port(settings.host, port)
     folder = Path(tempfile.mkdtemp(prefix="omni-demo-"))
     # Gradio has no other setting for its uploads, and asks for its version when it is imported.
-    environment = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    environment = {
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_ANALYTICS_MAX_EVENTS": "100",  # that it remembers; by itself 10,000
+    }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:

@@ -29,7 +29,8 @@ SEEK = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button.seek');
   if (!button) return;
-  const name = element.closest('[id]').id.replace(/-(shown|transcript)$/, '-medium');
+  const panel = button.closest('[id$="-shown"], [id$="-transcript"]');
+  const name = panel.id.replace(/-(shown|transcript)$/, '-medium');
   const medium = document.getElementById(name);
   const inside = [...medium.querySelectorAll('*')].map(part => part.shadowRoot).filter(Boolean);
   [medium, ...inside].flatMap(root => [...root.querySelectorAll('video, audio')])
@@ -109,6 +110,9 @@ def _draw(workspace: Workspace, models: Models) -> _Drawn:
                 max_lines=4,
                 elem_id=f"{name}-question",
             )
+            with gr.Row():
+                ask = gr.Button("Ask", variant="primary", elem_id=f"{name}-ask")
+                stop = gr.Button("Stop", elem_id=f"{name}-stop")
             if workspace.has_pages:
                 sources = gr.Checkbox(
                     value=True,
@@ -116,9 +120,6 @@ def _draw(workspace: Workspace, models: Models) -> _Drawn:
                     info=f"Reads documents of 2 to {MOST_PAGES} pages once more for each page.",
                     elem_id=f"{name}-sources",
                 )
-            with gr.Row():
-                ask = gr.Button("Ask", variant="primary", elem_id=f"{name}-ask")
-                stop = gr.Button("Stop", elem_id=f"{name}-stop")
             answer = gr.Textbox(
                 label="Answer",
                 lines=3,
@@ -127,7 +128,7 @@ def _draw(workspace: Workspace, models: Models) -> _Drawn:
                 elem_id=f"{name}-answer",
             )
             if workspace.stretch_s is not None:
-                with gr.Row(equal_height=True):
+                with gr.Row(equal_height=False):
                     stretch = gr.Number(
                         value=workspace.stretch_s,
                         minimum=1,
