@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MAX_WRITTEN_OUT = 2**19
-"""Numbers of the largest weight whose product with one row is written out: 2 MiB."""
+MAX_WRITTEN_OUT = 3 * 2**17
+"""Numbers of the largest weight whose product with one row is written out: 1.5 MiB."""
 
 
 def linear(

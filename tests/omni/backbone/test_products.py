@@ -16,7 +16,7 @@ def _library(request, monkeypatch):
     monkeypatch.setattr(products, "prefers_onednn", lambda: request.param)
 
 
-@pytest.fixture(params=[2**19, 0], ids=["written out", "by a library"])
+@pytest.fixture(params=[products.MAX_WRITTEN_OUT, 0], ids=["written out", "by a library"])
 def _one_row(request, monkeypatch):
     monkeypatch.setattr(products, "MAX_WRITTEN_OUT", request.param)
 
