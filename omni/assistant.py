@@ -1,8 +1,7 @@
 """The toolkit's front door: load a checkpoint, ask about files, stream, chat, plan."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import torch
 
 from omni.adapters import load_adapter, read_adapter
+from omni.answer_stream import AnswerStream, make_request_ledger
 from omni.budget import parse_bytes
 from omni.checkpoint import resolve_checkpoint
-from omni.encoding import StageTimes, source_layout
-from omni.evidence import make_evidence
 from omni.footprint import Runtime
-from omni.generation import GenerationOptions, Prefilled, Vocabulary, generate, prefill
+from omni.generation import GenerationOptions, Vocabulary, generate
 from omni.grammar import Grammars
 from omni.inputs import OmniInputs
-from omni.ledger import Ledger, add_times, make_ledger
+from omni.ledger import Ledger
 from omni.model import OmniModel
 from omni.options import MediaOptions, take
 from omni.processor import OmniProcessor
@@ -27,7 +25,6 @@ from omni.reply import Reply
 from omni.session import Session, open_session
 from omni.shared_prompts import prefill_lots
 from omni.text_reader import TextReader
-from omni.views import Request
 
 EMBEDDED_MODEL = "omni-tiny"
 EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
@@ -96,7 +93,7 @@ class Assistant:
         """
         return self.chat(_as_messages(question, media), **options)
 
-    def stream(self, question: str, *media: Any, **options: Any) -> "AnswerStream":
+    def stream(self, question: str, *media: Any, **options: Any) -> AnswerStream:
         """Like `ask`, but yields the answer piece by piece; the pieces join to ``ask``'s text."""
         return self.stream_chat(_as_messages(question, media), **options)
 
@@ -129,7 +126,7 @@ class Assistant:
         options |= {"max_tokens": max_tokens, "max_memory": max_memory}
         options["max_new_tokens"] = max_new_tokens
         inputs, generation = self._prepare(_as_messages(question, media), options)
-        return self._ledger(inputs, generation.max_new_tokens)
+        return make_request_ledger(self, inputs, generation.max_new_tokens)
 
     # ---------------------------------------------------------------- sessions
 
@@ -190,17 +187,21 @@ class Assistant:
         Raises:
             OmniError: A medium cannot be used, an option is unknown, the request does not fit.
         """
-        answer = AnswerStream(self, messages, options)
+        answer = self.stream_chat(messages, **options)
         for _ in answer:
             pass
         return answer.reply()
 
-    def stream_chat(self, messages: Sequence[Message], **options: Any) -> "AnswerStream":
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> AnswerStream:
         """Like `chat`, but yields the answer's text piece by piece.
 
         The request is checked when this is called; the model runs as pieces are taken.
         """
-        return AnswerStream(self, messages, options)
+        start = time.perf_counter()
+        inputs, generation = self._prepare(messages, options)
+        return AnswerStream(
+            self, messages, options, inputs=inputs, generation=generation, start=start
+        )
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], **options: Any) -> list[str]:
         """Answer several conversations in one batch; each as it would be alone.
@@ -284,7 +285,7 @@ class Assistant:
         own = repeat(generation.schema, len(readers)) if schemas is None else schemas
         prompts = chain.from_iterable(lots)
         for inputs, reader, schema in zip(prompts, readers, own, strict=True):
-            ledger = self._ledger(inputs, reader.num_tokens)
+            ledger = make_request_ledger(self, inputs, reader.num_tokens)
             ledger.seconds = {name: round(seconds, 4) for name, seconds in marks.items()}
             replies.append(
                 Reply(
@@ -375,100 +376,6 @@ class Assistant:
         )
         return inputs, generation
 
-    def _ledger(self, inputs: OmniInputs, answer_tokens: int) -> Ledger:
-        return make_ledger(
-            self.model.config,
-            inputs,
-            context_tokens=self.processor.settings.max_model_len,
-            answer_tokens=answer_tokens,
-            runtime=Runtime.of(self.model),
-        )
-
-
-class AnswerStream(Iterator[str]):
-    """One request from preparation to reply; iterating runs the model and yields visible text."""
-
-    def __init__(
-        self,
-        assistant: Assistant,
-        messages: Sequence[Message],
-        options: Mapping[str, Any],
-    ) -> None:
-        self.assistant = assistant
-        self.start = time.perf_counter()
-        self.messages = messages
-        self.options = options
-        self.inputs, self.generation = assistant._prepare(messages, options)
-        self.reader = TextReader(assistant.processor, bool(options.get("thinking")))
-        self.times = StageTimes()
-        self.prompt: Prefilled | None = None
-        self.marks = {"prepare": time.perf_counter() - self.start}
-        self.pieces = self._run()
-
-    def __next__(self) -> str:
-        """The next piece of text."""
-        return next(self.pieces)
-
-    @property
-    def plan(self) -> Ledger:
-        """The ledger as `Assistant.plan` gives it: what a budget lowered stands there."""
-        return self.assistant._ledger(self.inputs, self.generation.max_new_tokens)
-
-    def _run(self) -> Iterator[str]:
-        assistant = self.assistant
-        begin = time.perf_counter()
-        self.prompt = prefill(
-            assistant.model,
-            self.inputs,
-            times=self.times,
-            answer_tokens=self.generation.max_new_tokens,
-        )
-        self.marks["prefill"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        steps = generate(
-            assistant.model,
-            self.prompt,
-            self.generation,
-            assistant.vocabulary,
-            thinking=self.reader.is_thinking,
-        )
-        yield from self.reader.read(steps, self.prompt.ended)
-        self.marks["decode"] = time.perf_counter() - begin
-        self.marks["total"] = time.perf_counter() - self.start
-
-    def reply(self) -> Reply:
-        """The reply, after the last piece."""
-        assert self.prompt is not None
-        ledger = self.assistant._ledger(self.inputs, self.reader.num_tokens)
-        add_times(ledger, self.times)
-        ledger.seconds = {name: round(seconds, 4) for name, seconds in self.marks.items()}
-        return Reply(
-            text=self.reader.text,
-            reasoning=self.reader.reasoning,
-            finish_reason=self.reader.finish_reason,
-            parsed=self.reader.parse(self.generation.schema),
-            ledger=ledger,
-            evidence=make_evidence(
-                self.inputs.media,
-                [source_layout(self.assistant.model, item) for item in self.inputs.media],
-                self.prompt.layouts,
-            ),
-            request=self.request,
-        )
-
-    @property
-    def request(self) -> Request:
-        """What is asked, with the media that the prompt was built for; also before it runs."""
-        config = self.assistant.model.config
-        return Request(
-            question=_question(self.messages),
-            model=self.assistant.name,
-            settings={**asdict(self.generation), **self.options, "schema": self.generation.schema},
-            media=self.inputs.media,
-            pixel_mean=config.norm_mean,
-            pixel_std=config.norm_std,
-        )
-
 
 def build_vocabulary(model: OmniModel, processor: OmniProcessor) -> Vocabulary:
     """Ids that end, steer and are forbidden in generation."""
@@ -502,12 +409,3 @@ def _as_messages(question: str, media: Sequence[Any]) -> list[Message]:
     """One user turn: media first, then the question."""
     parts: list[dict[str, Any]] = [{"type": "media", "media": source} for source in media]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-
-
-def _question(messages: Sequence[Message]) -> str:
-    """Text of the last user turn."""
-    turns = [message for message in messages if message.get("role") == "user"] or messages[-1:]
-    content = turns[-1].get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part["text"]) for part in content if part.get("type") == "text")

@@ -2,8 +2,8 @@
 
 1. Take the next few tasks: item, span, question. What the journal has is done.
 2. Open their media in the decoder process and build their prompts; lengths are known now.
-3. Answer them in groups of similar length. Media of several questions are encoded and read once. A
-   group that fails is answered part by part.
+3. Answer them in groups of similar length, media of several questions once. A group that fails is
+   answered part by part.
 4. Write each result to the journal when it is there, and yield the records in order.
 
 The model has a thread of its own: while it answers, the next tasks are opened, and the decoder
@@ -38,7 +38,7 @@ from omni.batching.spans import check_chunk, cut
 from omni.batching.summary import Summary
 from omni.batching.tasks import TaskSource
 from omni.budget import parse_bytes
-from omni.errors import ContextLengthError, MediaError, RequestError
+from omni.errors import ContextLengthError, MediaError, RequestError, StoppedError
 from omni.feature_cache import FeatureCache
 from omni.generation import GenerationOptions
 from omni.identity import fingerprint
@@ -48,6 +48,7 @@ from omni.media.isolated import Decoder
 from omni.options import MediaOptions
 from omni.reduction import check_reduction
 from omni.reply import Reply
+from omni.stopping import Stop, check_stop, stoppable
 
 HELD_BYTES = 128 * 2**20  # of pictures and recordings that wait; twice, with those being answered
 MAX_WINDOW_TASKS = 128  # after which records are written even if nothing had to be answered
@@ -186,7 +187,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         )
         self.awaited: set[str] = set()  # keys of what is opened and not yet answered
         self.last_opened: tuple[str, Media] | None = None
-        self.is_stopped = False
+        self.stop = Stop()  # of what the model is at
         self.lock = threading.Lock()
         self.records = self._run()
 
@@ -235,7 +236,7 @@ class BatchRun(Iterator[dict[str, Any]]):
                 self.writer.finish()
                 self.writer = None
         finally:
-            self.is_stopped = True
+            self.stop.request()
             model.shutdown(cancel_futures=True)
             self._release()
 
@@ -320,8 +321,9 @@ class BatchRun(Iterator[dict[str, Any]]):
     # ---------------------------------------------------------------- 3. answers
 
     def _answer_all(self, window: Sequence[Task]) -> None:
-        self._answer_groups(window)
-        self._answer_combined([task for task in window if task.parts])
+        with stoppable(self.stop):
+            self._answer_groups(window)
+            self._answer_combined([task for task in window if task.parts])
 
     def _answer_combined(self, tasks: Sequence[Task]) -> None:
         """Answer what combines answers, when these are there."""
@@ -332,8 +334,7 @@ class BatchRun(Iterator[dict[str, Any]]):
 
     def _answer_groups(self, tasks: Sequence[Task]) -> None:
         for group in find_groups(tasks, self.batch_size):
-            if self.is_stopped:
-                return
+            check_stop()
             self._answer(group)
 
     def _answer(self, group: Sequence[Lot]) -> None:
@@ -343,6 +344,8 @@ class BatchRun(Iterator[dict[str, Any]]):
             replies = self.assistant.reply_lots(
                 prompts, rows=self.rows, schemas=schemas, **self.options
             )
+        except StoppedError:
+            raise
         except Exception as error:
             if len(group) > 1:  # one of them is to blame: alone, the others get their answers
                 for lot in group:
@@ -415,11 +418,9 @@ class BatchRun(Iterator[dict[str, Any]]):
             yield record
 
     def _answer_again(self, task: Task) -> None:
-        if task.parts:
-            self._answer_combined([task])
-        else:
+        if not task.parts:
             self._prepare([task])
-            self._answer_groups([task])
+        self._answer_all([task])
 
 
 def _check_options(

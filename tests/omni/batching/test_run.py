@@ -16,7 +16,7 @@ from omni.assistant import Assistant
 from omni.batching import BatchRun, decoders
 from omni.batching import run as batch_run
 from omni.batching.spans import Span
-from omni.errors import CorruptMediaError, RequestError, SchemaError
+from omni.errors import CorruptMediaError, RequestError, SchemaError, StoppedError
 from omni.media import load_media
 from omni.media.isolated import Decoder
 from tests.support import media as samples
@@ -375,6 +375,26 @@ def test_the_next_items_are_opened_while_the_model_answers(tmp_path, assistant, 
     found = records(tmp_path, assistant, batch_size=1)
     assert [record["error"] for record in found] == [None] * 6
     assert seen == [True] * 3
+
+
+def test_a_run_that_is_stopped_ends_between_two_tokens(folder, assistant, monkeypatch, tmp_path):
+    out = {"out": tmp_path / "r.jsonl", "max_new_tokens": 16, "batch_size": 1}
+    run = BatchRun(folder, QUESTIONS, assistant=assistant, **out)
+    calls = []
+    forward = assistant.model.forward
+
+    def stopping(*given, **named):
+        calls.append(None)
+        if len(calls) == 3:
+            run.stop.request()
+        return forward(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistant.model, "forward", stopping)
+        with pytest.raises(StoppedError):
+            list(run)
+    assert len(calls) == 3
+    assert records(folder, assistant, **out) == records(folder, assistant, max_new_tokens=16)
 
 
 def test_an_item_is_opened_once_for_all_of_its_parts(tmp_path, assistant, monkeypatch):
