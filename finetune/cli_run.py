@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from omni.adapters import PEFT_FILE
 from omni.errors import RequestError
 
 if TYPE_CHECKING:
@@ -230,5 +229,7 @@ def _train(job: Any, stages: "list[FinetuneSettings]", resume: bool, as_json: bo
         typer.echo(f"{name}: loss {found['loss']:.4f}{judged}")
     if result.bad:
         typer.echo(f"{len(result.bad)} bad row(s), listed in {job.out / 'bad_rows.jsonl'}")
+    from omni.adapters import PEFT_FILE  # here, since it imports torch
+
     option = "--adapter" if (job.out / PEFT_FILE).exists() else "--model"
     typer.echo(f"{job.out}: done; try: omni ask QUESTION FILE {option} {shlex.quote(str(job.out))}")

@@ -8,6 +8,7 @@ import typer
 
 import omni
 from omni.errors import RequestError
+from omni.start_up import without_collection
 
 if TYPE_CHECKING:
     from omni.assistant import Assistant
@@ -76,7 +77,8 @@ def load_assistant(
 ) -> "Assistant":
     """Load the model; the current folder's own file wins over a hub id of the same name."""
     path = Path(model) if model and Path(model).is_dir() else model
-    return omni.load(path, device=device, adapter=adapter)
+    with without_collection():
+        return omni.load(path, device=device, adapter=adapter)
 
 
 def media_options(

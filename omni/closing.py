@@ -7,9 +7,12 @@ pattern, a least length, a number with a bound), what leads there is searched le
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 CLOSERS = b"}],"
 STARTS = b'1234567890ntf"-[{.e+ :abcdefghijklmopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'
@@ -27,7 +30,7 @@ class Bytes:
         stop: The id that ends an answer.
     """
 
-    def __init__(self, tokenizer: LLTokenizer, stop: int) -> None:
+    def __init__(self, tokenizer: "LLTokenizer", stop: int) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
         self.stops = frozenset(tokenizer.eos_tokens)
@@ -42,7 +45,7 @@ class Bytes:
     def __getitem__(self, token: int) -> bytes:
         return bytes(self.tokenizer.decode_bytes([token]))
 
-    def next(self, matcher: LLMatcher) -> bytes:
+    def next(self, matcher: "LLMatcher") -> bytes:
         """The single bytes that may come next."""
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         allowed = mask[self.tokens // 8] >> (self.tokens % 8) & 1
@@ -71,7 +74,7 @@ class Place:
 
 @dataclass(slots=True)
 class _State:
-    matcher: LLMatcher
+    matcher: "LLMatcher"
     place: Place
     path: list[int]
 
@@ -85,7 +88,7 @@ class _State:
 
 
 def find_ending(
-    matcher: LLMatcher,
+    matcher: "LLMatcher",
     place: Place,
     bytes_of: Bytes,
     longest: int,

@@ -13,10 +13,8 @@ an answer is complete when its tokens run out. If even the first plan does not f
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llguidance
-import llguidance.hf
 import numpy as np
 import torch
 from jaxtyping import Bool
@@ -26,6 +24,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from omni.closing import Bytes, Place, find_ending
 from omni.errors import SchemaError
 from omni.schema import check_keywords, literals_of, narrow, parts_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 LONGEST_ENDING = 4_096  # tokens; a schema whose shortest answer is longer is refused
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -67,7 +68,9 @@ class Grammars:
                     f"The tokenizer is a {type(self.tokenizer).__name__}; answers by a schema need "
                     "a fast one (tokenizer.json)."
                 )
-            known = llguidance.hf.from_tokenizer(self.tokenizer, eos_token=self.stop)
+            from llguidance.hf import from_tokenizer
+
+            known = from_tokenizer(self.tokenizer, eos_token=self.stop)
             self.bytes = Bytes(known, self.stop[0])
         return self.bytes
 
@@ -173,7 +176,7 @@ class Answer:
         return bool(self.matcher.is_accepting() and self.matcher.is_stopped())
 
     def _plan_after(
-        self, follows: llguidance.LLMatcher, token: int, left: int
+        self, follows: "LLMatcher", token: int, left: int
     ) -> tuple[list[int] | None, Place]:
         place = self.place.after(self.bytes[token])
         if self.plan and self.plan[0] == token:
@@ -186,11 +189,13 @@ class Answer:
         return find_ending(follows, place, self.bytes, longest, self.literals), place
 
 
-def _matcher(schema: dict[str, Any], bytes_of: Bytes) -> llguidance.LLMatcher:
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(
+def _matcher(schema: dict[str, Any], bytes_of: Bytes) -> "LLMatcher":
+    from llguidance import LLMatcher
+
+    grammar = LLMatcher.grammar_from_json_schema(
         schema, overrides={**SPACING, "json_allowed_escapes": ESCAPES}
     )
-    return llguidance.LLMatcher(bytes_of.tokenizer, grammar, log_level=0)
+    return LLMatcher(bytes_of.tokenizer, grammar, log_level=0)
 
 
 def _describe(given: dict[str, Any], schema: dict[str, Any], bytes_of: Bytes, error: str) -> str:
@@ -210,6 +215,6 @@ def _describe(given: dict[str, Any], schema: dict[str, Any], bytes_of: Bytes, er
     return f"The schema cannot be kept: {error}."
 
 
-def _first_line(matcher: llguidance.LLMatcher) -> str:
+def _first_line(matcher: "LLMatcher") -> str:
     lines = [line.strip() for line in matcher.get_error().splitlines() if line.strip()]
     return (lines[-1] if lines and "parse error" in lines[0] else "".join(lines[:1])).rstrip(".")

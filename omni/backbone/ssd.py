@@ -90,7 +90,7 @@ class _Chunks:
     C: Float[Tensor, "b c g n q"]
     seen: Bool[Tensor, "... q q"]  # [j, t], whether t may see j
     BC: Float[Tensor, "b c g q q"]  # [j, t], 0 where t must not see j
-    decay: Float[Tensor, "b c g r q q"]  # [j, t], exp(s_t - s_j); 1 where t is before j
+    s: Float[Tensor, "b c g r q"]  # running sum of dt A
     to_end: Float[Tensor, "b c g r q"]  # decay from j to the last position
     from_start: Float[Tensor, "b c g r q"]  # decay of the incoming state up to t
     through: Float[Tensor, "b c g r"]  # decay of a state that crosses the whole chunk
@@ -105,10 +105,7 @@ class _Chunks:
         B = B.unflatten(1, (-1, q)).transpose(2, 3)
         C = C.unflatten(1, (-1, q)).permute(0, 1, 3, 4, 2)
 
-        # decay(j -> t) = exp(s_t - s_j), with s the running sum of dt A inside the chunk. Above 0
-        # only where t is before j, where it could overflow and BC hides it.
         s = (dt * A.view(groups, -1, 1)).cumsum(-1)
-        decay = (s[..., None, :] - s[..., :, None]).clamp_(max=0).exp_()
         to_end, from_start, through = (s[..., -1:] - s).exp_(), s.exp(), s[..., -1].exp()
         seen = torch.ones(q, q, dtype=torch.bool, device=x.device).triu()
         if runs is not None:
@@ -118,7 +115,11 @@ class _Chunks:
             from_start = from_start * (runs == entering[..., None])[:, :, None, None]
             through = through * (entering == last_run)[:, :, None, None]
             seen = (seen & (runs[..., :, None] == runs[..., None, :])).unsqueeze(2)
-        return cls(u, B, C, seen, (B @ C).mul_(seen), decay, to_end, from_start, through)
+        return cls(u, B, C, seen, (B @ C).mul_(seen), s, to_end, from_start, through)
+
+    def decay(self) -> Float[Tensor, "b c g r q q"]:
+        """[j, t], exp(s_t - s_j), or 1 where t is before j: it could overflow, and BC hides it."""
+        return (self.s[..., None, :] - self.s[..., :, None]).clamp_(max=0).exp_()
 
 
 def _view_chunked(
@@ -185,7 +186,7 @@ class _Scan(torch.autograd.Function):
         k = _Chunks.cut(x, dt, B, C, A, runs, q)
 
         # 1. Within a chunk: y_t = sum_j u_j decay(j -> t) (B_j . C_t)
-        Y = k.u @ k.decay.mul_(k.BC.unsqueeze(3))  # (b, c, g, r, p, q)
+        Y = k.u @ k.decay().mul_(k.BC.unsqueeze(3))  # (b, c, g, r, p, q)
 
         # 2. What each chunk adds to the state by its end: sum_j decay(j -> end) u_j B_j^T
         added = k.u.mul_(k.to_end.unsqueeze(-2)).flatten(3, 4) @ k.B  # (b, c, g, r p, n)
@@ -241,9 +242,10 @@ class _Scan(torch.autograd.Function):
             G_state = G_state.flatten(1, 2)
 
         # 1. Within a chunk.
-        G_mixing = (k.u.transpose(-1, -2) @ G_y).mul_(k.decay)
+        decay = k.decay()
+        G_mixing = (k.u.transpose(-1, -2) @ G_y).mul_(decay)
         G_BC = G_mixing.sum(3).mul_(k.seen)
-        mixing = k.decay.mul_(k.BC.unsqueeze(3))
+        mixing = decay.mul_(k.BC.unsqueeze(3))
         G_u = G_y @ mixing.transpose(-1, -2)
 
         # 2. Into the state.

@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.container import InputContainer
 
 from omni.errors import CorruptMediaError
 from omni.media.audio import MAX_CHANNELS, Audio, build_audio
 from omni.media.container import INDEXED_DEMUXERS, demuxer_of, open_container
 from omni.media.limits import MediaLimits
 from omni.media.source import Source
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +39,16 @@ def load_audio_track(source: Source, limits: MediaLimits) -> Audio:
         return build_audio(blocks, rate, name=source.name, limits=limits)
 
 
-def _audio_blocks(container: InputContainer, name: str) -> Iterator[np.ndarray]:
+def _audio_blocks(container: "InputContainer", name: str) -> Iterator[np.ndarray]:
+    from av import InvalidDataError
+
     shape: tuple[int, int] | None = None
     num_packets = num_damaged = 0
     for packet in container.demux(audio=0):
         num_packets += 1
         try:
             frames = packet.decode()
-        except av.InvalidDataError:
+        except InvalidDataError:
             num_damaged += 1
             continue
         for frame in frames:

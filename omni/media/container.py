@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import av
-from av.container import InputContainer
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from omni.errors import CorruptMediaError, MediaError
 from omni.media.limits import MediaLimits
 from omni.media.source import Source
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 # Containers and streams which hold their own data. Playlists (HLS, DASH, concat) are left out:
 # they name other files and addresses.
@@ -22,12 +23,14 @@ BUFFER_BYTES = 2**18
 
 
 @contextmanager
-def open_container(source: Source, limits: MediaLimits) -> Iterator[InputContainer]:
+def open_container(source: Source, limits: MediaLimits) -> Iterator["InputContainer"]:
     """Open a container with FFmpeg, which sees the bytes and nothing else of the machine.
 
     Raises:
         CorruptMediaError: if FFmpeg fails on it, here or inside the block.
     """
+    import av
+
     with source.open() as file, _ffmpeg_errors(source.name):
         container = av.open(
             file,
@@ -41,15 +44,17 @@ def open_container(source: Source, limits: MediaLimits) -> Iterator[InputContain
             yield container
 
 
-def demuxer_of(container: InputContainer) -> str:
+def demuxer_of(container: "InputContainer") -> str:
     """FFmpeg's first name of the container format, such as "mov" for MP4."""
     return str(container.format.name).split(",")[0]
 
 
-def first_video_stream(container: InputContainer) -> VideoStream | None:
+def first_video_stream(container: "InputContainer") -> "VideoStream | None":
     """The first video stream which is not a cover picture; None if there is none."""
+    from av.stream import Disposition
+
+    cover = Disposition.attached_pic | Disposition.still_image
     for stream in container.streams.video:
-        cover = av.stream.Disposition.attached_pic | av.stream.Disposition.still_image
         if not stream.disposition & cover and stream.codec_context is not None:
             return stream
     return None
@@ -57,11 +62,13 @@ def first_video_stream(container: InputContainer) -> VideoStream | None:
 
 @contextmanager
 def _ffmpeg_errors(name: str) -> Iterator[None]:
+    from av import FFmpegError
+
     try:
         yield
     except MediaError:
         raise
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+    except (FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CorruptMediaError(
             f"{name}: the container or a stream in it is damaged ({reason}); export it again"

@@ -5,16 +5,18 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-import pypdfium2
-import pypdfium2.raw
 
 from omni.errors import CorruptMediaError, RequestError
 from omni.media.image import Image, open_picture, picture_pixels
 from omni.media.limits import MediaLimits, refuse_above
 from omni.media.source import Source
+
+if TYPE_CHECKING:
+    import pypdfium2
 
 POINTS_PER_INCH = 72.0
 DEFAULT_DPI = 144.0
@@ -135,17 +137,19 @@ class PdfDocument(Document):
         return Image(values=rgb, name=f"{self.name}, page {index + 1}")
 
     @contextmanager
-    def _page(self, pdf: pypdfium2.PdfDocument, index: int) -> Iterator[pypdfium2.PdfPage]:
+    def _page(self, pdf: "pypdfium2.PdfDocument", index: int) -> Iterator["pypdfium2.PdfPage"]:
+        from pypdfium2 import PdfiumError
+
         try:
             page = pdf[index]
-        except pypdfium2.PdfiumError as error:
+        except PdfiumError as error:
             raise CorruptMediaError(
                 f"{self.name}: page {index + 1} of {self.num_pages} is damaged ({error}); export "
                 "the document again"
             ) from error
         try:
             yield page
-        except pypdfium2.PdfiumError as error:
+        except PdfiumError as error:
             raise CorruptMediaError(
                 f"{self.name}: page {index + 1} of {self.num_pages} cannot be rendered ({error}); "
                 "export the document again"
@@ -153,7 +157,7 @@ class PdfDocument(Document):
         finally:
             page.close()
 
-    def _size(self, page: pypdfium2.PdfPage, index: int) -> tuple[float, float]:
+    def _size(self, page: "pypdfium2.PdfPage", index: int) -> tuple[float, float]:
         width, height = page.get_size()
         if not (width > 0 and height > 0 and math.isfinite(width * height)):
             raise CorruptMediaError(
@@ -164,7 +168,10 @@ class PdfDocument(Document):
 
 
 @contextmanager
-def _open_pdf(source: Source, password: str | None) -> Iterator[pypdfium2.PdfDocument]:
+def _open_pdf(source: Source, password: str | None) -> Iterator["pypdfium2.PdfDocument"]:
+    import pypdfium2
+    import pypdfium2.raw
+
     with _PDFIUM_LOCK, source.open() as file:
         try:
             pdf = pypdfium2.PdfDocument(file, password=password)

@@ -4,11 +4,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
-from av.container import InputContainer
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from omni.errors import CorruptMediaError
@@ -16,6 +14,11 @@ from omni.media.container import INDEXED_DEMUXERS, demuxer_of, first_video_strea
 from omni.media.limits import MAX_PACKETS_PER_SECOND, MediaLimits, refuse_above
 from omni.media.source import Source
 from omni.media.video import VideoInfo
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 # These give no reliable presentation times: frame i is shown at i / rate.
 UNTIMED_DEMUXERS = frozenset({"avi", "h264", "hevc", "mpegvideo", "m4v", "mjpeg", "obu"})
@@ -51,7 +54,7 @@ def probe(source: Source, limits: MediaLimits) -> Timeline:
 
 
 def _timeline(
-    container: InputContainer, stream: VideoStream, source: Source, limits: MediaLimits
+    container: "InputContainer", stream: "VideoStream", source: Source, limits: MediaLimits
 ) -> Timeline:
     name = source.name
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -124,7 +127,7 @@ class _Packets:
 
 
 def _read_packets(
-    container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits
+    container: "InputContainer", stream: "VideoStream", name: str, limits: MediaLimits
 ) -> _Packets:
     pts: list[int] = []
     keyframes: list[tuple[int, int]] = []
@@ -172,7 +175,7 @@ def _duration(times: np.ndarray, last_s: float, rate: Fraction, time_base: Fract
     return span + (last_s or span / max(total - 1, 1) or float(1 / rate))
 
 
-def _first_frame(source: Source, limits: MediaLimits) -> VideoFrame:
+def _first_frame(source: Source, limits: MediaLimits) -> "VideoFrame":
     with open_container(source, limits) as container:
         for frame in _decode(container, limits):
             return frame
@@ -188,11 +191,11 @@ def _count_frames(source: Source, limits: MediaLimits) -> int:
 
 
 def _decode(
-    container: InputContainer,
+    container: "InputContainer",
     limits: MediaLimits,
     seek: int | None = None,
     wanted_pts: frozenset[int] | None = None,
-) -> Iterator[VideoFrame]:
+) -> Iterator["VideoFrame"]:
     """Decode frames in order of presentation, from the keyframe at tick `seek` or the start.
 
     With `wanted_pts`, frames at other times are left out where nothing refers to them.
@@ -261,7 +264,7 @@ class PyAVReader:
             yield run, seek
 
     def _read_run(
-        self, container: InputContainer, run: Sequence[int], seek: int | None
+        self, container: "InputContainer", run: Sequence[int], seek: int | None
     ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yield the frames of a run; fewer if the stream ends or skips one."""
         wanted = iter(run)
@@ -283,7 +286,7 @@ class PyAVReader:
                 return
             target = following
 
-    def _index(self, number: int, frame: VideoFrame) -> int:
+    def _index(self, number: int, frame: "VideoFrame") -> int:
         """Index of a frame; -1 for one that is not shown."""
         pts = self._timeline.pts
         if pts is None:
@@ -293,7 +296,7 @@ class PyAVReader:
         place = int(np.searchsorted(pts, frame.pts))
         return place if place == len(pts) or pts[place] == frame.pts else place - 1
 
-    def _pixels(self, frame: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+    def _pixels(self, frame: "VideoFrame") -> UInt8[np.ndarray, "height width 3"]:
         info = self._timeline.info
         size = (info.width, info.height) if info.rotation % 180 == 0 else (info.height, info.width)
         rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
