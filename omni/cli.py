@@ -26,6 +26,7 @@ from omni.cli_options import (
     FilesArgument,
     FpsOption,
     FramesOption,
+    ImageTokensOption,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -82,6 +83,7 @@ def ask(
     fps: FpsOption = None,
     num_frames: FramesOption = None,
     dpi: DpiOption = None,
+    image_tokens: ImageTokensOption = None,
     sound: SoundOption = False,
     think: ThinkOption = False,
     max_tokens: TokensOption = None,
@@ -99,7 +101,7 @@ def ask(
 
         check_report_path(report)
     assistant = load_assistant(model, device, adapter)
-    options = media_options(reduce, fps, num_frames, dpi, sound)
+    options = media_options(reduce, fps, num_frames, dpi, image_tokens, sound)
     options |= {
         "thinking": think,
         "max_tokens": max_tokens,
@@ -194,6 +196,7 @@ def plan(
     fps: FpsOption = None,
     num_frames: FramesOption = None,
     dpi: DpiOption = None,
+    image_tokens: ImageTokensOption = None,
     sound: SoundOption = False,
     max_tokens: TokensOption = None,
     max_memory: MemoryOption = None,
@@ -206,12 +209,12 @@ def plan(
     --max-tokens or --max-memory it shows how the request is made to fit, and `omni ask` with the
     same options does just that: first reduction rates are raised, up to 90 %, then videos get
     fewer frames, then pictures and pages fewer patches. What you set yourself (--reduce, --fps,
-    --num-frames, --dpi) stays. What cannot fit is refused with the numbers.
+    --num-frames, --dpi, --image-tokens) stays. What cannot fit is refused with the numbers.
 
     For example: `omni plan "What happens?" clip.mp4 talk.wav --max-tokens 2000`
     """
     assistant = load_assistant(model, None)
-    options = media_options(reduce, fps, num_frames, dpi, sound)
+    options = media_options(reduce, fps, num_frames, dpi, image_tokens, sound)
     ledger = assistant.plan(
         question,
         *(files or []),

@@ -53,6 +53,13 @@ MemoryOption = Annotated[
         "made to fit likewise.",
     ),
 ]
+ImageTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--image-tokens",
+        help="Most tokens of one picture or page, before reduction; larger ones are made smaller.",
+    ),
+]
 AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 gives the same answer every time.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of sampling, when the temperature is above 0.")]
@@ -86,6 +93,7 @@ def media_options(
     fps: float | None,
     num_frames: int | None,
     dpi: int | None,
+    image_tokens: int | None,
     sound: bool,
 ) -> dict[str, Any]:
     """Media options as `Assistant.ask` takes them."""
@@ -102,6 +110,7 @@ def media_options(
         "fps": fps,
         "num_frames": num_frames,
         "dpi": dpi,
+        "image_tokens": image_tokens,
         "audio_in_video": sound,
     }
 

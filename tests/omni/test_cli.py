@@ -124,6 +124,16 @@ def test_plan_counts_without_running_the_model(run, model_dir, picture, monkeypa
     assert "picture.png" in out
 
 
+def test_image_tokens_bound_the_plan(run, model_dir, picture):
+    def tokens(*flags):
+        _, out, _ = run("plan", "What?", picture, "--model", model_dir, "--json", *flags)
+        return json.loads(out)["ledger"]["media"][0]["stages"][-1]["count"]
+
+    whole = tokens()
+    assert tokens("--image-tokens", whole) == whole
+    assert tokens("--image-tokens", whole - 1) < whole
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_ask_says_in_one_line_on_stderr_what_a_budget_lowered(run, model_dir, picture, flags):
     needed = tiny_omni.assistant().plan("What?", picture, max_new_tokens=5).prompt_tokens + 5
