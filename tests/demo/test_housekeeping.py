@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_gradio_keeps_no_session_of_a_visitor_who_has_gone(tmp_path) -> None:
         StateHolder().set_blocks(page)  # as the web server does
         return page.queue()
 
-    page = asyncio.run(page_of_gradio())
+    with ThreadPoolExecutor(1) as pool:  # a browser of other tests may have a loop in this thread
+        page = pool.submit(asyncio.run, page_of_gradio()).result()
     visitors = Visitors(tmp_path)
     housekeeper = Housekeeper(page, delay_s=1000)
     visitors.on_forget = housekeeper.note

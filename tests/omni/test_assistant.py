@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import omni
+from omni.answer_stream import make_request_ledger
 from omni.errors import ContextLengthError, MediaNotFoundError, RequestError
 from tests.support import tiny_omni
 
@@ -58,7 +59,7 @@ def test_the_ledger_counts_what_ran(assistant, tmp_path):
         [clip, sound],
         options=omni.MediaOptions(reduction={"video": "evs(0.5)"}),
     )
-    entries = assistant._ledger(inputs, 0).media
+    entries = make_request_ledger(assistant, inputs, 0).media
     assert [stage.name for stage in entries[0].stages] == [
         "frames",
         "patches",
