@@ -183,7 +183,7 @@ def check_cacheable(item: MediaItem) -> None:
     Raises:
         RequestError: It does.
     """
-    if needs_attention(item):
+    if needs_attention(item.reduction):
         raise RequestError(
             f"{item.name}: {item.reduction!r} asks what the tower attends to, which is not "
             "cached. Leave the cache of features out, or choose another reduction."

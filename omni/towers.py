@@ -54,7 +54,7 @@ def run_tower(
     rate = merging_rate(items[batch[0][0]])
     merging = TokenMerging(match=bipartite_match, rate=rate) if rate else None
     encode = _encode_images if modality == "image" else _encode_videos
-    if not any(needs_attention(items[index]) for index, _ in batch):
+    if not any(needs_attention(items[index].reduction) for index, _ in batch):
         return encode(model, rows, grids, merging), []
     with watch_class_attention(model.vision_model) as seen:
         hidden = encode(model, rows, grids, merging)
@@ -72,9 +72,9 @@ def project(model: Any, item: MediaItem, hidden: Tensor) -> Tensor:
     return tokens
 
 
-def needs_attention(item: MediaItem) -> bool:
-    """Whether an item's reduction asks what the tower looks at."""
-    return "attention" in build(item.reduction).part("after_projector").cues
+def needs_attention(reduction: str) -> bool:
+    """Whether a reduction, by its spec string, asks what the tower looks at."""
+    return "attention" in build(reduction).part("after_projector").cues
 
 
 def merging_rate(item: MediaItem) -> float:

@@ -15,9 +15,8 @@ was stopped, nor which prompts shared a batch: an answer at temperature 0 does n
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -31,8 +30,9 @@ from omni.batching.identity import settings_of
 from omni.batching.items import Item, ItemSource, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
+from omni.batching.option_checks import check_options
 from omni.batching.output import Writer, as_line, open_writer, sidecar
-from omni.batching.questions import Question, read_questions
+from omni.batching.questions import read_questions
 from omni.batching.results import make_record, make_result
 from omni.batching.spans import check_chunk, cut
 from omni.batching.summary import Summary
@@ -40,13 +40,9 @@ from omni.batching.tasks import TaskSource
 from omni.budget import parse_bytes
 from omni.errors import ContextLengthError, MediaError, RequestError, StoppedError
 from omni.feature_cache import FeatureCache
-from omni.generation import GenerationOptions
 from omni.identity import fingerprint
-from omni.inputs import Modality
 from omni.media import Audio, Image, Media
 from omni.media.isolated import Decoder
-from omni.options import MediaOptions
-from omni.reduction import check_reduction
 from omni.reply import Reply
 from omni.stopping import Stop, check_stop, stoppable
 
@@ -133,7 +129,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.source = ItemSource(items, expand=expand)
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
         asked = read_questions(questions)
-        media, generation = _check_options(assistant, asked, options, cache is not None)
+        media, generation = check_options(assistant, asked, options, is_cached=cache is not None)
         self.options = {name: value for name, value in options.items() if name != "schema"}
         self.batch_size, self.rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
@@ -423,30 +419,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._answer_all([task])
 
 
-def _check_options(
-    assistant: Assistant, questions: Iterable[Question], options: dict[str, Any], is_cached: bool
-) -> tuple[MediaOptions, GenerationOptions]:
-    """Refuse what would make every record an error, before anything runs."""
-    media, generation = assistant.read_options(options)
-    modalities: tuple[Modality, ...] = ("image", "video", "audio")
-    for modality in modalities:
-        if modality not in media.reduction:
-            continue
-        spec = media.reduction[modality]
-        reducer = check_reduction(spec, modality, assistant.model.config)
-        if is_cached and "attention" in reducer.cues:
-            raise RequestError(
-                f"Reduction {spec!r} for {modality} asks what the tower attends to, which a cache "
-                "does not keep. Leave cache out, or choose another reduction."
-            )
-    for question in questions:
-        if question.schema is not None:
-            own = replace(generation, schema=question.schema)
-            assistant.vocabulary.check_schema(own, bool(options.get("thinking")))
-    return media, generation
-
-
 def _held_bytes(media: Media) -> int:
     if isinstance(media, Image):
-        return media.pixels.nbytes
+        return media.values.nbytes
     return 4 * media.num_samples if isinstance(media, Audio) else 0

@@ -117,9 +117,12 @@ class Server:
         """
         if stream not in self.streams:
             raise StreamLostError
-        piece = next(self.streams[stream], None)
-        if piece is None:
-            del self.streams[stream]
+        piece = None
+        try:
+            piece = next(self.streams[stream], None)
+        finally:
+            if piece is None:  # at its end, or broken
+                del self.streams[stream]
         return piece
 
     def forget(self, streams: list[int]) -> None:
