@@ -168,9 +168,9 @@ def batch(
         model: An assistant, a directory or a hub id; None is the embedded checkpoint.
         engine: ``local``, or ``ray`` for a pool of actors that each load the model; then
             ``workers`` says how many, and there is no journal (`omni.batching.cluster.RayRun`).
-        options: ``out``, ``per``, ``chunk_s``, ``combine``, ``batch_size``, ``timeout_s``,
-            ``shard``, ``retry_errors``, ``cache``, ``cache_size`` of `omni.batching.BatchRun`, and
-            the options of `Assistant.chat`.
+        options: ``out``, ``per``, ``chunk_s``, ``combine``, ``batch_size``, ``workers``,
+            ``timeout_s``, ``shard``, ``retry_errors``, ``cache``, ``cache_size`` of
+            `omni.batching.BatchRun`, and the options of `Assistant.chat`.
 
     Returns:
         An iterator of records; `omni.batching.Summary` in its ``summary``.

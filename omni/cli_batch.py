@@ -78,7 +78,13 @@ def batch(
     engine: Annotated[
         str, typer.Option(help="local, or ray: a pool of actors on a Ray cluster; no journal.")
     ] = "local",
-    workers: Annotated[int, typer.Option(help="Actors of --engine ray.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Groups of files answered at the same time (two for a small model), or actors of "
+            "--engine ray (two)."
+        ),
+    ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Try again what failed in an earlier run.")
     ] = False,
@@ -132,7 +138,7 @@ def batch(
         paths,
         [*(question or ()), *(read_form(questions) if questions is not None else ())],
         **(
-            {"model": model, "load": {"device": device, "adapter": adapter}, "workers": workers}
+            {"model": model, "load": {"device": device, "adapter": adapter}}
             if engine == "ray"
             else {"model": load_assistant(model, device, adapter)}
         ),
@@ -144,6 +150,7 @@ def batch(
         combine=combine,
         shard=shard,
         batch_size=batch_size,
+        workers=workers,
         timeout_s=timeout,
         retry_errors=retry_errors,
         cache=cache,

@@ -82,7 +82,7 @@ class RayRun(Iterator[dict[str, Any]]):
         out: Result file, ``.jsonl`` or ``.parquet``.
         shard: As in `BatchRun`.
         expand: As in `BatchRun`.
-        workers: Actors.
+        workers: Actors; None is two.
         options: As in `BatchRun`.
 
     Raises:
@@ -100,7 +100,7 @@ class RayRun(Iterator[dict[str, Any]]):
         shard: str | tuple[int, int] | None = None,
         expand: bool = False,
         retry_errors: bool = False,
-        workers: int = 2,
+        workers: int | None = None,
         **options: Any,
     ) -> None:
         self.ray = _import_ray()
@@ -111,6 +111,7 @@ class RayRun(Iterator[dict[str, Any]]):
             )
         if retry_errors:
             raise RequestError("engine='ray' keeps no journal, so there are no errors to retry.")
+        workers = 2 if workers is None else workers
         if workers < 1:
             raise RequestError(f"workers is {workers}; expected at least 1.")
         self.source = ItemSource(items, expand=expand)

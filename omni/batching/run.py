@@ -6,8 +6,8 @@
    answered part by part.
 4. Write each result to the journal when it is there, and yield the records in order.
 
-The model has a thread of its own: while it answers, the next tasks are opened, and the decoder
-process is some frames ahead of both.
+The model has threads of its own, which answer a group each: meanwhile the next tasks are opened,
+and the decoder process is some frames ahead of all.
 
 The final file is a function of items, questions and journal, so it does not matter how often a run
 was stopped, nor which prompts shared a batch: an answer at temperature 0 does not depend on that.
@@ -30,6 +30,7 @@ from omni.batching.identity import settings_of
 from omni.batching.items import Item, ItemSource, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
+from omni.batching.model_threads import default_workers, model_threads
 from omni.batching.option_checks import check_options
 from omni.batching.output import Writer, as_line, open_writer, sidecar
 from omni.batching.questions import read_questions
@@ -47,8 +48,8 @@ from omni.reply import Reply
 from omni.stopping import Stop, check_stop, stoppable
 
 HELD_BYTES = 128 * 2**20  # of pictures and recordings that wait; twice, with those being answered
-MAX_WINDOW_TASKS = 128  # after which records are written even if nothing had to be answered
-GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together
+MAX_KNOWN_TASKS = 128  # that need no answer any more, after which their records are written
+GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together; at first one
 
 
 class BatchRun(Iterator[dict[str, Any]]):
@@ -77,6 +78,8 @@ class BatchRun(Iterator[dict[str, Any]]):
         batch_size: Media whose questions are answered together, if they are alike in length. With
             sampling or ``max_memory`` each answer is made alone, since those depend on what shares
             a batch.
+        workers: Groups of media that are answered at the same time, each with its share of the
+            cores. None is two for a small model on a CPU and else one; with ``max_memory`` one.
         timeout_s: Longest silence of a decoder, in seconds, after which it is stopped.
         shard: ``i/n``: only every n-th item, by its name.
         retry_errors: Try again what the journal knows as failed.
@@ -101,6 +104,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         per: str = "item",
         chunk_s: float | None = None,
         batch_size: int = 16,
+        workers: int | None = None,
         timeout_s: float = 120.0,
         shard: str | tuple[int, int] | None = None,
         combine: str | None = None,
@@ -114,10 +118,10 @@ class BatchRun(Iterator[dict[str, Any]]):
             raise RequestError(f"per is {per!r}; expected 'item' or 'page'.")
         if chunk_s is not None:
             check_chunk(chunk_s, f"{chunk_s:g} s")
-        if batch_size < 1 or timeout_s <= 0:
+        if batch_size < 1 or timeout_s <= 0 or (workers is not None and workers < 1):
             raise RequestError(
-                f"batch_size is {batch_size} and timeout_s {timeout_s:g}; expected at least 1 and "
-                "more than 0."
+                f"batch_size is {batch_size}, workers {workers} and timeout_s {timeout_s:g}; "
+                "expected at least 1, at least 1 or None, and more than 0."
             )
         if combine is not None and not (per == "page" or chunk_s is not None):
             raise RequestError(
@@ -131,6 +135,9 @@ class BatchRun(Iterator[dict[str, Any]]):
         asked = read_questions(questions)
         media, generation = check_options(assistant, asked, options, is_cached=cache is not None)
         self.options = {name: value for name, value in options.items() if name != "schema"}
+        self.workers = workers or default_workers(assistant.model)
+        if media.max_memory is not None:
+            self.workers = 1
         self.batch_size, self.rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
             self.batch_size = self.rows = 1
@@ -218,11 +225,12 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.begin = time.perf_counter()
         self.item: Item | None = None
         self.decoder = decoders.borrow(self.assistant, self.timeout_s)
-        model = ThreadPoolExecutor(1, thread_name_prefix="model")
-        before: tuple[list[Task], Future[None]] | None = None
+        model = model_threads(self.workers)
+        before: tuple[list[Task], list[Future[None]]] | None = None
         try:
             for window in self._windows():
-                following = (window, model.submit(self._answer_all, window))
+                groups = find_groups(window, self.batch_size)
+                following = (window, [model.submit(self._answer_group, group) for group in groups])
                 if before is not None:
                     yield from self._records(*before, model)
                 before = following
@@ -241,21 +249,25 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _windows(self) -> Iterator[list[Task]]:
         """Tasks in order, in windows whose opened media are little enough to hold."""
         window: list[Task] = []
-        held, waiting = 0, 0
-        full = self.batch_size if self.batch_size == 1 else GROUPS_AHEAD * self.batch_size
+        held, waiting, known = 0, 0, 0
+        full = self.batch_size
         for _, tasks in groupby(self.tasks, key=lambda task: (id(task.item), task.span)):
             lot = Lot(tasks)
             new = [t for t in lot if self._find(t) is None and t.key not in self.awaited]
+            known += len(lot)
             if new and (error := new[0].error) is not None:
                 for task in new:
                     self._fail(task, error)
             elif new and not new[0].parts:
                 self.awaited.update(task.key for task in new)
                 held, waiting = held + self._prepare(new), waiting + 1
+                known -= len(new)
             window += lot
-            if waiting >= full or held > HELD_BYTES or len(window) >= MAX_WINDOW_TASKS:
+            if waiting >= full or held > HELD_BYTES or known >= MAX_KNOWN_TASKS:
                 yield window
-                window, held, waiting = [], 0, 0
+                window, held, waiting, known = [], 0, 0, 0
+                if self.batch_size > 1:
+                    full = min(2 * full, GROUPS_AHEAD * self.batch_size)
         if window:
             yield window
 
@@ -316,22 +328,18 @@ class BatchRun(Iterator[dict[str, Any]]):
 
     # ---------------------------------------------------------------- 3. answers
 
-    def _answer_all(self, window: Sequence[Task]) -> None:
+    def _answer_group(self, group: Sequence[Lot]) -> None:
         with stoppable(self.stop):
-            self._answer_groups(window)
-            self._answer_combined([task for task in window if task.parts])
+            check_stop()
+            self._answer(group)
 
     def _answer_combined(self, tasks: Sequence[Task]) -> None:
         """Answer what combines answers, when these are there."""
         waiting = {task.key: task for task in tasks if self._find(task) is None}
         for task in waiting.values():
             self._prepare_combined(task)
-        self._answer_groups(list(waiting.values()))
-
-    def _answer_groups(self, tasks: Sequence[Task]) -> None:
-        for group in find_groups(tasks, self.batch_size):
-            check_stop()
-            self._answer(group)
+        for group in find_groups(list(waiting.values()), self.batch_size):
+            self._answer_group(group)
 
     def _answer(self, group: Sequence[Lot]) -> None:
         try:
@@ -394,10 +402,13 @@ class BatchRun(Iterator[dict[str, Any]]):
         return self.journal.get(task.key) or self.journal.get(task.error_key)
 
     def _records(
-        self, window: Sequence[Task], answered: Future[None], model: ThreadPoolExecutor
+        self, window: Sequence[Task], answered: Sequence[Future[None]], model: ThreadPoolExecutor
     ) -> Iterator[dict[str, Any]]:
         """The records of a window, as soon as it is answered."""
-        answered.result()
+        for group in answered:
+            group.result()
+        if combining := [task for task in window if task.parts]:
+            model.submit(self._answer_combined, combining).result()
         self.awaited.difference_update(task.key for task in window)
         for task in window:
             if self._find(task) is None:  # an equal file before it has failed
@@ -414,9 +425,12 @@ class BatchRun(Iterator[dict[str, Any]]):
             yield record
 
     def _answer_again(self, task: Task) -> None:
-        if not task.parts:
-            self._prepare([task])
-        self._answer_all([task])
+        if task.parts:
+            self._answer_combined([task])
+            return
+        self._prepare([task])
+        for group in find_groups([task], self.batch_size):
+            self._answer_group(group)
 
 
 def _held_bytes(media: Media) -> int:

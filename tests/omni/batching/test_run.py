@@ -71,13 +71,14 @@ def folder(tmp_path_factory):
 
 @contextmanager
 def counting(assistant, monkeypatch):
-    """The questions that the model is asked, with sampling of when."""
+    """The questions that the model has answered; not those it was stopped at."""
     asked = []
     answer = assistant.reply_lots
 
     def counted(lots, **options):
+        replies = answer(lots, **options)
         asked.extend(prompt for lot in lots for prompt in lot)
-        return answer(lots, **options)
+        return replies
 
     with monkeypatch.context() as patch:
         patch.setattr(assistant, "reply_lots", counted)
@@ -98,8 +99,8 @@ def test_answers_are_those_of_single_questions_in_any_grouping(folder, assistant
         assert record["answer"] == reply.text
         assert record["tokens"]["prompt"] == reply.ledger.prompt_tokens
         assert record["tokens"]["answer"] == reply.ledger.answer_tokens
-    assert records(folder, assistant, batch_size=3) == alone
-    assert records(folder, assistant, batch_size=16) == alone
+    for grouping in ({"batch_size": 3}, {"batch_size": 16}, {"batch_size": 2, "workers": 3}):
+        assert records(folder, assistant, **grouping) == alone
 
 
 def test_one_bad_item_is_its_error_and_nothing_else(folder, assistant):
@@ -132,11 +133,12 @@ def answers(journal: bytes) -> int:
     return sum(b'"answer":' in line for line in journal.splitlines(True) if line.endswith(b"\n"))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "workers"), [(0, 1), (1, 2)])
 def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bytes_and_computes_nothing_twice(
-    folder, assistant, tmp_path, monkeypatch, seed
+    folder, assistant, tmp_path, monkeypatch, seed, workers
 ):
-    options = {"assistant": assistant, "per": "page", "batch_size": 3, **SHORT}
+    options = {"per": "page", "batch_size": 3, "workers": workers, **SHORT}
+    options["assistant"] = assistant
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     with counting(assistant, monkeypatch) as asked:
         expected = list(BatchRun(folder, QUESTIONS, out=whole, **options))
