@@ -33,6 +33,7 @@ Waveform = npt.NDArray[np.float32]
 
 _VALIDATION_FSDD_SPEAKER = "yweweler"
 _VALIDATION_PERCENT = 12
+_DIGIT_SHARE = 0.45  # of what is drawn from a source that has other words too
 
 
 class Clip(NamedTuple):
@@ -105,11 +106,12 @@ def augment(
 ) -> Waveform:
     """Record the same word again: another pace and pitch, another microphone, another room.
 
-    1. cut the quiet edges away (mostly; the two sources differ most in them)
-    2. play 0.8 to 1.25 times as fast, which moves pitch and formants too
+    1. cut the edges (mostly), closely or less so; the two sources differ most in them
+    2. play 0.77 to 1.3 times as fast, which moves pitch and formants too
     3. filter: tilt, one resonance, telephone band, a short room
     4. place it at a random position between pauses
-    5. add noise 5 to 40 dB below the word (sometimes), then set a random gain
+    5. add noise 5 to 40 dB below the word (mostly)
+    6. record it at 8 kHz with 7 to 12 bits (sometimes), then set a random gain
 
     Args:
         rng: Source of every choice.
@@ -120,9 +122,9 @@ def augment(
     Returns:
         The new waveform, shape (samples,), float32, within [-1, 1].
     """
-    if rng.random() < 0.7:
-        waveform = trim(waveform)
-    speed = rng.uniform(0.8, 1.25)
+    if rng.random() < 0.75:
+        waveform = trim(waveform, rng.uniform(-40, -24), margin=int(rng.integers(5)))
+    speed = 1.3 ** rng.uniform(-1, 1)
     waveform = soxr.resample(waveform, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
     waveform = _filter(rng, waveform)
     waveform = _place(rng, waveform, int(max_seconds * SAMPLE_RATE))
@@ -130,6 +132,8 @@ def augment(
         noise = background(rng, len(waveform), noises)
         loudness = _rms(waveform) * 10 ** (-rng.uniform(5, 40) / 20)
         waveform = waveform + noise * (loudness / max(_rms(noise), 1e-6))
+    if rng.random() < 0.25:
+        waveform = _telephone(waveform, bits=rng.uniform(7, 12))
     peak = 10 ** (-rng.uniform(0, 26) / 20)
     return (waveform * (peak / max(float(np.abs(waveform).max()), 1e-4))).astype(np.float32)
 
@@ -156,15 +160,16 @@ def background(
     return np.fft.irfft(spectrum * colour, num_samples).astype(np.float32)
 
 
-def trim(waveform: Waveform, threshold_db: float = -32.0) -> Waveform:
+def trim(waveform: Waveform, threshold_db: float = -32.0, margin: int = 4) -> Waveform:
     """Cut quiet edges: everything before the first and after the last loud 10 ms.
 
     Args:
         waveform: Shape (samples,), 16 kHz.
         threshold_db: Loud means above this, relative to the loudest 10 ms.
+        margin: How many steps of 10 ms are left on either side.
 
     Returns:
-        A view of the loud part with 40 ms around it; all of it when nothing is loud.
+        A view of the loud part with the margin around it; all of it when nothing is loud.
     """
     hop = SAMPLE_RATE // 100
     if len(waveform) < 4 * hop:
@@ -174,7 +179,7 @@ def trim(waveform: Waveform, threshold_db: float = -32.0) -> Waveform:
     loud = np.flatnonzero(power > max(power.max() * 10 ** (threshold_db / 10), 1e-9))
     if len(loud) == 0:
         return waveform
-    return waveform[max(loud[0] - 4, 0) * hop : (loud[-1] + 5) * hop]
+    return waveform[max(loud[0] - margin, 0) * hop : (loud[-1] + 1 + margin) * hop]
 
 
 def word_sequence(
@@ -219,8 +224,8 @@ def draw_words(
     """Draw clips without end: first a source by weight, then a label, then a take.
 
     Labels are drawn in proportion to the square root of how many takes they have, so that
-    a word with nine recordings is heard often enough and not learned by heart; digits twice as
-    often as that.
+    a word with nine recordings is heard often enough and not learned by heart; digits get
+    nearly half of each source, for their few recordings have many speakers.
 
     Args:
         rng: Source of every choice.
@@ -237,8 +242,11 @@ def draw_words(
     groups = {}
     for source in sources:
         takes = group_by_label([c for c in clips if c.source == source])
-        roots = np.array([len(t) ** 0.5 * (1 + (label in DIGITS)) for label, t in takes.items()])
-        groups[source] = (takes, list(takes), roots / roots.sum())
+        odds = np.array([len(t) ** 0.5 for t in takes.values()])
+        digits = np.array([label in DIGITS for label in takes])
+        for group, share in ((digits, _DIGIT_SHARE), (~digits, 1 - _DIGIT_SHARE)):
+            odds[group] *= share / max(odds[group].sum(), 1e-9)
+        groups[source] = (takes, list(takes), odds / odds.sum())
     while True:
         source = sources[rng.choice(len(sources), p=shares)]
         takes, labels, odds = groups[source]
@@ -275,6 +283,14 @@ def _place(rng: np.random.Generator, waveform: Waveform, max_samples: int) -> Wa
     spare = rng.integers(0, max_samples - len(waveform) + 1)
     before = rng.integers(0, spare + 1)
     return np.pad(waveform, (before, spare - before))
+
+
+def _telephone(waveform: Waveform, bits: float) -> Waveform:
+    """Record at 8 kHz with so many bits, of which the loudest sample needs all."""
+    narrow = soxr.resample(waveform, SAMPLE_RATE, SAMPLE_RATE // 2)
+    step = max(float(np.abs(narrow).max(initial=0)), 1e-4) * 2 ** (1 - bits)
+    wide = soxr.resample(np.round(narrow / step) * step, SAMPLE_RATE // 2, SAMPLE_RATE)
+    return np.resize(wide, len(waveform)).astype(np.float32)
 
 
 def _rms(waveform: Waveform) -> float:

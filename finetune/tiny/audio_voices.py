@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from finetune.tiny.audio_data import SAMPLE_RATE, WORDS, Clip, Waveform, read_audio, trim
+from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, Clip, Waveform, read_audio, trim
 
 _ESPEAK_ACCENTS = (
     *("en-us", "en-us", "en-us", "en-us-nyc", "en-gb", "en-gb-x-rp"),
@@ -30,23 +31,65 @@ _ESPEAK_VARIANTS = (
     *("victor", "whisper", "whisperf", "zac", "anika", "RicishayMax", "RicishayMax2"),
 )
 _FLITE_VOICES = ("kal16", "awb", "rms", "slt")
+_FOREIGN_VOICES = ("de", "nl", "fr", "es", "it", "pl", "sv", "pt", "cs", "ru", "hi")
+# What somebody says whose first language is another: sounds of espeak-ng that all these voices
+# have, alternatives parted by "|" (a last, empty one: not said). "three" is never "tree".
+_FOREIGN_SOUNDS = {
+    "zero": "z|s 'i:|'i|'e r o|o:|ow",
+    "one": "w|v 'a|'O n",
+    "two": "t 'u|'u:",
+    "three": "T|s|f r 'i|'i:",
+    "four": "f 'o|'o:|'O r|",
+    "five": "f 'aj v|f",
+    "six": "s 'i k s",
+    "seven": "s|s|z 'E|'e v|v|f @|e n",
+    "eight": "'ej|'e: t",
+    "nine": "n 'aj n",
+    "yes": "j 'E|'e s",
+    "no": "n 'o|'o:|'ow",
+    "up": "'a p",
+    "down": "d 'aw n",
+    "left": "l 'E|'e f t",
+    "right": "r 'aj t",
+    "on": "'O|'o n",
+    "off": "'O|'o f",
+    "stop": "s|S t 'O|'o p",
+    "go": "g 'o|'o:|'ow",
+    "backward": "b 'E|'a k w|v a|o|@ r d|t",
+    "bed": "b 'E|'e d|t",
+    "bird": "b '@ r d|t",
+    "cat": "k 'E|'a t",
+    "dog": "d 'O|'o g|k",
+    "follow": "f 'O|'o l o|o:|ow",
+    "forward": "f 'O|'o r w|v a|o|@ r d|t",
+    "happy": "h|x| 'E|'a p i",
+    "house": "h|x| 'aw s",
+    "learn": "l 'E|'@ r n",
+    "marvin": "m 'a r v i n",
+    "sheila": "S 'i|'i: l a|@",
+    "tree": "t r 'i|'i:",
+    "visual": "v 'i Z|z|S u a|@ l",
+    "wow": "w|v 'aw",
+}
 
 
 def synthetic_clips(
     words: Sequence[str] = WORDS,
     *,
-    takes_per_word: int = 260,
+    takes_per_digit: int = 1500,
+    takes_per_word: int = 300,
     seed: int = 0,
     cache: Path | None = None,
 ) -> list[Clip]:
     """Let many synthetic speakers say each word.
 
-    One take in eight is spoken by flite, the others by espeak-ng; accent, voice, pitch and
-    pace are drawn anew for each.
+    Of eight takes one is spoken by flite, four by English voices of espeak-ng and three by
+    its voices of other languages; accent, voice, pitch and pace are drawn anew for each.
 
     Args:
         words: What to say.
-        takes_per_word: How many speakers say each word.
+        takes_per_digit: How many speakers say each digit.
+        takes_per_word: How many speakers say each other word.
         seed: Seed of the choice of speakers.
         cache: File (.npz) to read the clips from if it exists, and else to keep them in.
 
@@ -65,39 +108,61 @@ def synthetic_clips(
                 f"packages espeak-ng and flite, or train without synthetic voices"
             )
     rng = np.random.default_rng(seed)
-    clips = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "word.wav"
-        for word in words:
-            for take in range(takes_per_word):
-                say = _say_flite if take % 8 == 0 else _say_espeak
-                spoken = trim(say(rng, word, path), threshold_db=-45.0)
-                clips.append(Clip(spoken[:SAMPLE_RATE], word, "voices"))
+    takes = [
+        (word, speaking_command(rng, word, take))
+        for word in words
+        for take in range(takes_per_digit if word in DIGITS else takes_per_word)
+    ]
+    with ThreadPoolExecutor(4) as threads:  # most of a take is the start of a program
+        spoken = threads.map(lambda take: _run(take[1]), takes)
+        clips = [
+            Clip(waveform, word, "voices")
+            for (word, _), waveform in zip(takes, spoken, strict=True)
+        ]
     if cache is not None:
         _save(clips, cache)
     return clips
 
 
-def _say_espeak(rng: np.random.Generator, word: str, path: Path) -> Waveform:
-    voice = f"{rng.choice(_ESPEAK_ACCENTS)}+{rng.choice(_ESPEAK_VARIANTS)}"
-    speed, pitch = rng.integers(110, 200), rng.integers(15, 85)
-    options = ["-v", voice, "-s", str(speed), "-p", str(pitch), "-w", str(path)]
-    subprocess.run(["espeak-ng", *options, word], check=True, capture_output=True)
-    return read_audio(path)
+def speaking_command(rng: np.random.Generator, word: str, take: int) -> list[str]:
+    """Draw who says a word and how.
+
+    Args:
+        rng: Source of every choice but the synthesiser.
+        word: One of `WORDS`.
+        take: Number of the take, which chooses the synthesiser.
+
+    Returns:
+        A command that wants one more argument: the option for its output and a file.
+    """
+    if take % 8 == 0:
+        settings = {
+            "duration_stretch": rng.uniform(0.7, 1.5),
+            "int_f0_target_mean": rng.uniform(80, 240),
+            "int_f0_target_stddev": rng.uniform(5, 30),
+        }
+        command = ["flite", "-voice", str(rng.choice(_FLITE_VOICES)), "-t", word]
+        for name, value in settings.items():
+            command += ["--setf", f"{name}={value:.3f}"]
+        return [*command, "-o"]
+    foreign = take % 8 >= 5
+    accent = rng.choice(_FOREIGN_VOICES if foreign else _ESPEAK_ACCENTS)
+    voice = f"{accent}+{rng.choice(_ESPEAK_VARIANTS)}"
+    speed, pitch = rng.integers(100, 220), rng.integers(5, 95)
+    text = f"[[{foreign_sounds(rng, word)}]]" if foreign else word
+    return ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), text, "-w"]
 
 
-def _say_flite(rng: np.random.Generator, word: str, path: Path) -> Waveform:
-    settings = {
-        "duration_stretch": rng.uniform(0.75, 1.5),
-        "int_f0_target_mean": rng.uniform(85, 220),
-        "int_f0_target_stddev": rng.uniform(5, 30),
-    }
-    options = ["-voice", str(rng.choice(_FLITE_VOICES))]
-    for name, value in settings.items():
-        options += ["--setf", f"{name}={value:.3f}"]
-    command = ["flite", *options, "-t", word, "-o", str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-    return read_audio(path)
+def foreign_sounds(rng: np.random.Generator, word: str) -> str:
+    """Draw how a foreigner says an English word, in the sounds of espeak-ng."""
+    return "".join(rng.choice(sound.split("|")) for sound in _FOREIGN_SOUNDS[word].split(" "))
+
+
+def _run(command: Sequence[str]) -> Waveform:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "word.wav"
+        subprocess.run([*command, str(path)], check=True, capture_output=True)
+        return trim(read_audio(path), threshold_db=-45.0)[:SAMPLE_RATE]
 
 
 def _save(clips: Sequence[Clip], path: Path) -> None:

@@ -4,6 +4,7 @@
 
 Writes `audio_tower.safetensors` (names of transformers' `ParakeetEncoder`),
 `heads.safetensors`, `metrics.json` and a line of figures per evaluation in `metrics.jsonl`.
+The weights are a running average of those that are trained, and the figures are of this average.
 A stopped run goes on from its last checkpoint with `--resume`. One core is enough.
 
 The data costs little because augmented examples wait in a pool in memory: each step takes
@@ -16,14 +17,15 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from finetune.tiny.audio_data import (
     DIGITS,
@@ -47,6 +49,8 @@ from finetune.tiny.optimizers import build_optimizers, set_rates
 
 logger = logging.getLogger(__name__)
 
+CONTINUED_RATE = 0.5  # of the learning rates, where a run starts from trained weights
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioTraining:
@@ -64,6 +68,7 @@ class AudioTraining:
         refresh: Share of a batch that is replaced in the pool after each step.
         sequence_every: Each n-th step is on digit sequences.
         label_smoothing: Of the label head.
+        average_decay: Share of the averaged weights that stays at each step.
         ctc_weight: Weight of each CTC loss on single words; sequences have only these.
         evaluate_every: Steps between evaluations, which also write a checkpoint.
         seed: Seed of weights and data.
@@ -74,14 +79,23 @@ class AudioTraining:
     batch_size: int = 48
     learning_rate: float = 1.5e-3
     muon_learning_rate: float = 6e-3
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     warmup_steps: int = 300
     refresh: float = 0.25
     sequence_every: int = 8
     label_smoothing: float = 0.1
+    average_decay: float = 0.999
     ctc_weight: float = 0.3
     evaluate_every: int = 250
     seed: int = 0
+
+    def continued(self) -> "AudioTraining":
+        """Return the settings of a run that starts from trained weights."""
+        return replace(
+            self,
+            learning_rate=CONTINUED_RATE * self.learning_rate,
+            muon_learning_rate=CONTINUED_RATE * self.muon_learning_rate,
+        )
 
 
 class TowerWithHeads(nn.Module):
@@ -133,11 +147,11 @@ def _ctc(scores: Tensor, targets: list[list[int]], num_tokens: Tensor) -> Tensor
 
 
 @torch.inference_mode()
-def evaluate(model: TowerWithHeads, groups: dict[str, list[Example]]) -> dict[str, float]:
+def evaluate(model: nn.Module, groups: dict[str, list[Example]]) -> dict[str, float]:
     """Measure shares that are right, per group of held-out examples.
 
     Args:
-        model: What to measure.
+        model: What to measure: a `TowerWithHeads` or an average of one.
         groups: Examples by name of the group. The label head answers for single words and
             the word CTC for sequences; a sequence counts only if every word is right.
     """
@@ -187,7 +201,19 @@ def validation_groups(clips: list[Clip]) -> dict[str, list[Example]]:
     return groups
 
 
-def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = False) -> None:
+def build_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Build the running average of a model's weights and of its statistics (buffers)."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def train(
+    data: Path,
+    out: Path,
+    settings: AudioTraining,
+    *,
+    resume: bool = False,
+    initial: Path | None = None,
+) -> None:
     """Run the training and write its results into `out`.
 
     Args:
@@ -195,10 +221,15 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
         out: Where weights, figures, the checkpoint and the synthetic voices go.
         settings: How to train.
         resume: Go on from the checkpoint in `out` if there is one.
+        initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule.
     """
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     model = TowerWithHeads(settings.seed)
+    if initial is not None:
+        model.tower.load_state_dict(load_file(initial / "audio_tower.safetensors"))
+        model.heads.load_state_dict(load_file(initial / "heads.safetensors"))
+    average = build_average(model, settings.average_decay)
     optimizers = build_optimizers(
         model.parameters(), model.tower.layers.parameters(), weight_decay=settings.weight_decay
     )
@@ -208,6 +239,7 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
     if resume and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step, num_clips, seconds = state["step"], state["num_clips"], state["seconds"]
@@ -238,6 +270,7 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
+        average.update_parameters(model)
         pool.refresh(round(batch_size * settings.refresh), sequences=sequences)
         step += 1
         num_clips += batch_size
@@ -251,13 +284,13 @@ def train(data: Path, out: Path, settings: AudioTraining, *, resume: bool = Fals
                 "clips": num_clips,
                 "seconds": round(seconds),
                 "loss": round(float(np.mean(losses)), 4),
-                **evaluate(model, groups),
+                **evaluate(average.module, groups),
             }
             losses.clear()
             logger.info("%s", json.dumps(figures))
             with (out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(figures) + "\n")
-            save(model, optimizers, out, figures, settings)
+            save(model, average, optimizers, out, figures, settings)
 
 
 def share_done(step: int, seconds: float, settings: AudioTraining) -> float:
@@ -274,14 +307,16 @@ def schedule_at(step: int, done: float, settings: AudioTraining) -> float:
 
 def save(
     model: TowerWithHeads,
+    average: AveragedModel,
     optimizers: Sequence[torch.optim.Optimizer],
     out: Path,
     figures: dict[str, float],
     settings: AudioTraining,
 ) -> None:
-    """Write weights, figures and the checkpoint; a stop in between leaves the old one whole."""
-    save_file(model.tower.state_dict(), out / "audio_tower.safetensors")
-    save_file(model.heads.state_dict(), out / "heads.safetensors")
+    """Write averaged weights, figures and the checkpoint; a stop leaves the old one whole."""
+    for part, name in (("tower", "audio_tower"), ("heads", "heads")):
+        averaged = average.module.get_submodule(part)
+        save_file(averaged.state_dict(), out / f"{name}.safetensors")
     summary = {
         "figures": figures,
         "settings": asdict(settings),
@@ -293,6 +328,7 @@ def save(
     (out / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n")
     state = {
         "model": model.state_dict(),
+        "average": average.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": figures["step"],
         "num_clips": figures["clips"],
@@ -311,6 +347,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after this time, if not done before")
     parser.add_argument("--batch-size", type=int, default=AudioTraining().batch_size)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="cores to use")
     options = parser.parse_args()
@@ -322,7 +359,9 @@ def main() -> None:
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    train(options.data, options.out, settings, resume=options.resume)
+    if options.initial is not None:
+        settings = settings.continued()
+    train(options.data, options.out, settings, resume=options.resume, initial=options.initial)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Spoken words for omni-tiny: the split, augmentation, the pool, the tower and its losses."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import ParakeetEncoder
+from transformers.audio_utils import hertz_to_mel
 
 from finetune.tiny import audio_voices
 from finetune.tiny.audio_data import (
@@ -18,6 +22,7 @@ from finetune.tiny.audio_data import (
     SILENCE,
     WORDS,
     Clip,
+    _telephone,
     augment,
     background,
     draw_words,
@@ -26,7 +31,7 @@ from finetune.tiny.audio_data import (
     trim,
     word_sequence,
 )
-from finetune.tiny.audio_pool import Example, ExamplePool, log_mel, to_batch
+from finetune.tiny.audio_pool import Example, ExamplePool, log_mel, to_batch, warp_frequencies
 from finetune.tiny.audio_tower import (
     LETTERS,
     AudioHeads,
@@ -38,6 +43,7 @@ from finetune.tiny.audio_tower import (
 from finetune.tiny.train_audio import (
     AudioTraining,
     TowerWithHeads,
+    build_average,
     compute_loss,
     evaluate,
     schedule_at,
@@ -138,6 +144,30 @@ def test_a_rare_word_is_drawn_more_often_than_its_share():
     assert 0.05 < drawn.count("two") / 500 < 0.15
 
 
+def test_digits_get_nearly_half_of_a_source_of_many_words():
+    clips = [Clip(tone(), w, "voices") for w in WORDS for _ in range(1 + 5 * (w not in DIGITS))]
+    draws = draw_words(np.random.default_rng(0), clips, {"voices": 1.0})
+    digits = sum(next(draws).label in DIGITS for _ in range(1000))
+    assert 0.4 < digits / 1000 < 0.5
+
+
+@given(margin=st.integers(0, 10))
+def test_a_closer_cut_leaves_so_much_less(margin):
+    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
+    padded = np.concatenate([pause, tone(), pause])
+    wider, closer = trim(padded, margin=margin), trim(padded, margin=0)
+    assert len(wider) - len(closer) == 2 * margin * SAMPLE_RATE // 100
+
+
+@pytest.mark.parametrize("bits", [7, 12])
+def test_a_telephone_keeps_the_low_half_of_the_band_to_its_bits(bits):
+    low, high = tone(hertz=900), tone(hertz=6000)
+    recorded = _telephone(low + high, bits=bits)
+    middle = slice(2_000, 6_000)  # behind the filters' edges
+    assert len(recorded) == len(low)
+    assert np.abs(recorded - low)[middle].max() < 2.0 ** (2 - bits) * np.abs(low).max()
+
+
 def test_a_sequence_holds_its_words_in_order():
     by_label = {word: [tone(0.3)] for word in DIGITS}
     waveform, words = word_sequence(np.random.default_rng(0), by_label)
@@ -150,6 +180,26 @@ def test_features_have_one_frame_per_10_ms_and_are_normalised(samples, frames):
     features = log_mel(np.random.default_rng(0).standard_normal(samples).astype(np.float32))
     assert features.shape == (frames, 80)
     assert features.float().mean(0).abs().max() < 0.01
+
+
+def test_a_vocal_tract_of_the_same_length_changes_nothing():
+    features = log_mel(np.random.default_rng(0).standard_normal(8_000).astype(np.float32))
+    torch.testing.assert_close(warp_frequencies(features, 1.0), features, atol=2e-3, rtol=1e-3)
+
+
+@given(factor=st.floats(0.8, 1.25), hertz=st.floats(300, 5000), time=st.integers(0, 9))
+def test_a_formant_moves_by_the_factor_and_keeps_its_time(factor, hertz, time):
+    bins_per_mel = 81 / hertz_to_mel(8000, mel_scale="slaney")
+
+    def bin_of(frequency: float) -> float:
+        return hertz_to_mel(frequency, mel_scale="slaney") * bins_per_mel - 1
+
+    features = torch.zeros(10, 80)
+    features[time] = -(torch.arange(80) - bin_of(hertz)).abs()
+    warped = warp_frequencies(features.half(), factor)
+    assert warped.shape == features.shape
+    assert abs(int(warped[time].argmax()) - bin_of(hertz * factor)) <= 1.5
+    assert not warped[torch.arange(10) != time].any()
 
 
 def test_a_batch_masks_what_is_padding():
@@ -246,6 +296,49 @@ def test_a_drawn_batch_is_of_about_one_length():
     assert np.mean(spreads) < 0.6 * np.ptp([len(e.features) for e in pool._words])
 
 
+def test_no_two_words_sound_alike_in_a_foreign_accent():
+    spoken: dict[str, str] = {}
+    for word in WORDS:
+        sounds = audio_voices._FOREIGN_SOUNDS[word].split(" ")
+        for said in map("".join, product(*(sound.split("|") for sound in sounds))):
+            assert spoken.setdefault(said, word) == word
+    drawn = audio_voices.foreign_sounds(np.random.default_rng(0), "seven")
+    assert spoken[drawn] == "seven"
+
+
+def test_eight_takes_hear_every_kind_of_voice_and_repeat_with_the_seed():
+    first, second = (
+        [audio_voices.speaking_command(rng, "three", take) for take in range(8)]
+        for rng in (np.random.default_rng(5), np.random.default_rng(5))
+    )
+    assert first == second
+    assert [command[0] for command in first].count("flite") == 1
+    assert sum("[[" in command[-2] for command in first) == 3
+
+
+@given(decay=st.floats(0.1, 0.999))
+def test_the_average_moves_by_the_rest_of_its_decay(decay):
+    model = torch.nn.BatchNorm1d(3)
+    average = build_average(model, decay)
+    average.update_parameters(model)  # the first update copies
+    with torch.no_grad():
+        model.weight += 1.0
+        model.running_mean += 1.0
+    average.update_parameters(model)
+    for moved in (average.module.weight - 1.0, average.module.running_mean):
+        torch.testing.assert_close(moved, torch.full((3,), 1 - decay), atol=1e-6, rtol=1e-4)
+
+
+def test_a_run_from_trained_weights_has_lower_rates_and_is_else_the_same():
+    plain = AudioTraining(steps=7)
+    continued = plain.continued()
+    assert 0 < continued.learning_rate < plain.learning_rate
+    assert continued.muon_learning_rate / continued.learning_rate == pytest.approx(
+        plain.muon_learning_rate / plain.learning_rate
+    )
+    assert continued.steps == 7
+
+
 def test_a_missing_synthesiser_is_named(monkeypatch):
     monkeypatch.setattr(audio_voices.shutil, "which", lambda program: None)
     with pytest.raises(FileNotFoundError, match="synthesiser espeak-ng is not installed"):
@@ -282,6 +375,15 @@ def test_a_stopped_run_goes_on_and_its_weights_load_into_a_parakeet_encoder(
     assert [line["step"] for line in lines] == [4, 8]
     tower = ParakeetEncoder(build_tower().config)
     tower.load_state_dict(load_file(out / "audio_tower.safetensors"))
+
+    # A run from these weights that learns nothing ends with them.
+    still = AudioTraining(steps=1, batch_size=4, learning_rate=0.0, muon_learning_rate=0.0)
+    (tmp_path / "next").mkdir()
+    (out / "voices.npz").rename(tmp_path / "next" / "voices.npz")
+    train(recordings, tmp_path / "next", still, initial=out)
+    before, after = (load_file(f / "audio_tower.safetensors") for f in (out, tmp_path / "next"))
+    for name, _ in tower.named_parameters():
+        assert torch.equal(before[name], after[name]), name
 
 
 def _small_pool(clips, *, seed):
