@@ -22,12 +22,13 @@ def keep_freed_memory() -> bool:
     """Let this process reuse freed memory instead of giving it back to the system.
 
     For programs, to be called once at their start; a library must not decide this for the process
-    that imports it. The process then keeps the memory of its largest moment until it ends.
+    that imports it. The process then keeps the memory of its largest moment until it ends. Threads
+    started later share one heap, so that what one has freed serves the other.
 
     Returns:
         Whether the C library is one that was told: glibc. Elsewhere nothing happens.
     """
-    return _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD})
+    return _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: TOP_PAD, M_ARENA_MAX: 1})
 
 
 def give_freed_memory_back() -> bool:

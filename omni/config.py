@@ -7,13 +7,14 @@ translated by `omni/config_names.py` before a field is set.
 """
 
 from dataclasses import field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from encoders.audio.features import Normalize
 from omni.config_names import CLIP_MEAN, CLIP_STD, current_fields
 from omni.errors import ConfigError
 
@@ -49,6 +50,8 @@ class OmniConfig(PreTrainedConfig):
         video_pruning_rate: Fraction of video tokens removed by EVS, 0 <= rate < 1.
         norm_mean: Per-channel mean of pixels in 0..1.
         norm_std: Per-channel deviation of pixels in 0..1.
+        audio_normalize: Over what spectrograms are normalised: `per_feature`, each mel bin of a
+            clip by itself, or `all_features` of it together.
         image_token_id: Placeholder of image and video embeddings.
         video_token_id: The id that published configs reserve for video; not a real token.
         audio_token_id: Placeholder of audio embeddings.
@@ -98,6 +101,7 @@ class OmniConfig(PreTrainedConfig):
     video_pruning_rate: float | int = 0.0
     norm_mean: list[float] = field(default_factory=lambda: list(CLIP_MEAN))
     norm_std: list[float] = field(default_factory=lambda: list(CLIP_STD))
+    audio_normalize: Normalize = "per_feature"
     image_token_id: int = 18
     video_token_id: int = 131081
     audio_token_id: int = 27
@@ -206,6 +210,11 @@ def _check_values(values: dict[str, Any]) -> None:
                 f"resamplers[{modality!r}] is {queries}; expected the fewest and the most queries "
                 "of training, such as [4, 64]."
             )
+    normalize = values.get("audio_normalize", "per_feature")
+    if normalize not in get_args(Normalize):
+        raise ConfigError(
+            f"audio_normalize is {normalize!r}; expected one of {', '.join(get_args(Normalize))}."
+        )
     if values.get("ps_version", "v2") != "v2":
         raise ConfigError(
             f"ps_version is {values['ps_version']!r}; only 'v2' is supported. Checkpoints with "

@@ -25,7 +25,7 @@ from token_reduction import Reducer, ReductionStream, TokenLayout
 # for video. A CPU is busy with one 30 s clip, and faster while its activations fit the caches
 # (measured: 1.8 times as fast with one clip as with eight, in 230 MB less).
 MAX_ROWS_PER_PASS = 32_768
-MAX_ROWS_PER_CPU_PASS = 4_096
+MAX_ROWS_PER_CPU_PASS = 2048
 # Of a clip, when shorter ones are padded to its length; the rest of a pass is computed for nothing.
 MIN_FILLED = 0.8
 # Tubelets of a video whose layout is made at a time; the result does not depend on it.

@@ -51,6 +51,7 @@ class FeatureCache:
         for tower in (model.vision_model, model.audio_tower):
             if tower is None:
                 continue
+            digest.update(model.config.audio_normalize.encode())
             digest.update(json.dumps(tower.config.to_dict(), sort_keys=True, default=str).encode())
             for name, value in tower.state_dict().items():
                 digest.update(name.encode())

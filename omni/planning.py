@@ -19,7 +19,7 @@ from encoders import (
     split_clips,
     subsampled_length,
 )
-from encoders.audio.features import HOP_LENGTH, SAMPLING_RATE
+from encoders.audio.features import HOP_LENGTH, SAMPLING_RATE, LogMel
 from omni.budget import AS_ASKED, MIN_FRAMES, Rung, raise_rate
 from omni.config import OmniConfig
 from omni.errors import ContextLengthError, RequestError
@@ -365,7 +365,8 @@ class MediaPlanner:
             )
         clips, counts, spans = self.heard(audio)
         tower = self.config.audio_config
-        windows = partial(clip_windows, audio, clips, counts, tower.num_mel_bins)
+        log_mel = LogMel(tower.num_mel_bins, normalize=self.config.audio_normalize)
+        windows = partial(clip_windows, audio, clips, counts, log_mel)
         source = (sum(counts), 1, 1)
         chosen = {"reduction": self.reduction("audio", rung)}
         tokens = self.count("audio", source, chosen["reduction"])

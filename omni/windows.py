@@ -97,7 +97,7 @@ class TiledPicture:
 
 
 def clip_windows(
-    audio: Audio, clips: Sequence[tuple[int, int]], counts: Sequence[int], num_mel_bins: int
+    audio: Audio, clips: Sequence[tuple[int, int]], counts: Sequence[int], log_mel: LogMel
 ) -> Iterator[Window]:
     """Spectrograms of consecutive clips.
 
@@ -105,9 +105,8 @@ def clip_windows(
         audio: The recording.
         clips: Start and length of each clip in samples.
         counts: Tokens of each clip.
-        num_mel_bins: Bins of the audio tower.
+        log_mel: What makes them, as the audio tower knows them.
     """
-    log_mel = LogMel(num_mel_bins)
     for waveform, (_, length), count in zip(audio.clips(), clips, counts, strict=True):
         padded = F.pad(waveform, (0, length - len(waveform)))
         yield Window(log_mel(padded), length // HOP_LENGTH, count)

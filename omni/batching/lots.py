@@ -10,7 +10,10 @@ from omni.batching.spans import Span
 from omni.inputs import OmniInputs
 from omni.shared_prompts import shares_media
 
-MAX_GROUP_TOKENS = 16_384  # prompts of a group, padded; longer prompts run alone
+MAX_GROUP_TOKENS = 16_384  # prompts of groups at the same time, padded; longer ones run alone
+# Padding of a prompt costs as much as its tokens: others are at least half as long as the longest,
+# or as what costs no more than an operation's overhead.
+MIN_FILLED, SHORT_TOKENS = 0.5, 128
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,18 +49,24 @@ class Lot(list[Task]):
         return max(task.inputs.num_tokens for task in self if task.inputs is not None)
 
 
-def find_groups(window: Sequence[Task], batch_size: int) -> Iterator[list[Lot]]:
-    """Lots of similar length, longest first, while padded they stay within the bound.
+def find_groups(
+    window: Sequence[Task], batch_size: int, *, at_once: int = 1
+) -> Iterator[list[Lot]]:
+    """Lots of similar length, longest first, while padded they stay within the bounds.
 
     Args:
         window: Tasks; those that have inputs wait for an answer.
         batch_size: Most lots in a group.
+        at_once: Groups that are answered at the same time, and share the bound.
     """
     waiting = sorted(_find_lots(window), key=lambda lot: lot.length)
     while waiting:
         group = [waiting.pop()]
-        prompts = MAX_GROUP_TOKENS // group[0].length - len(group[0])
+        longest = group[0].length
+        prompts = MAX_GROUP_TOKENS // at_once // longest - len(group[0])
         while waiting and len(group) < batch_size and len(waiting[-1]) <= prompts:
+            if longest > SHORT_TOKENS and waiting[-1].length < MIN_FILLED * longest:
+                break
             prompts -= len(waiting[-1])
             group.append(waiting.pop())
         yield group

@@ -229,7 +229,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         before: tuple[list[Task], list[Future[None]]] | None = None
         try:
             for window in self._windows():
-                groups = find_groups(window, self.batch_size)
+                groups = find_groups(window, self.batch_size, at_once=self.workers)
                 following = (window, [model.submit(self._answer_group, group) for group in groups])
                 if before is not None:
                     yield from self._records(*before, model)

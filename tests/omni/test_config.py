@@ -233,6 +233,10 @@ def test_none_counts_as_not_given():
         ({"video_pruning_rate": 1.0}, "video_pruning_rate is 1.0"),
         ({"vision_hidden_size": 9}, "vision_hidden_size is 9 but vision_config.hidden_size is 8"),
         ({"video_temporal_patch_size": 4}, "video_temporal_patch_size is 4 but vision_config has"),
+        (
+            {"audio_normalize": "bins"},
+            "audio_normalize is 'bins'; expected one of per_feature, all",
+        ),
         ({"ps_version": "v1"}, "ps_version is 'v1'; only 'v2'"),
         ({"reduction": {"smell": "evs(0.5)"}}, "reduction names the modality 'smell'"),
         ({"patch_size": 14}, "patch_size is 14 but vision_config.patch_size is 2"),

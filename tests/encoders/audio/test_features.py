@@ -82,8 +82,19 @@ def test_each_bin_has_mean_0_and_deviation_1():
     torch.testing.assert_close(features.std(0), torch.ones(24), atol=1e-4, rtol=0)
 
 
-def test_clips_of_a_batch_are_as_if_alone_whatever_they_are_padded_with():
-    log_mel = LogMel(32)
+def test_all_features_together_have_mean_0_and_deviation_1_and_keep_their_shape():
+    waveform = torch.randn(32_000)
+    together = LogMel(24, normalize="all_features")(waveform)[:-1]
+    torch.testing.assert_close(together.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+    assert together.mean(0).std() > 0.1  # white noise fills the wide bins at the top more
+    bins = (together - together.mean(0)) / together.std(0)
+    torch.testing.assert_close(bins, LogMel(24)(waveform)[:-1], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("normalize", ["per_feature", "all_features"])
+def test_clips_of_a_batch_are_as_if_alone_whatever_they_are_padded_with(normalize):
+    log_mel = LogMel(32, normalize=normalize)
     lengths = torch.tensor([16_000, 9_999, 1_600, 400])
     waveforms = torch.randn(4, 16_000)
     features, num_frames = log_mel.batch(waveforms, lengths)
@@ -94,9 +105,10 @@ def test_clips_of_a_batch_are_as_if_alone_whatever_they_are_padded_with():
         assert torch.count_nonzero(clip[len(alone) :]) == 0
 
 
+@pytest.mark.parametrize("normalize", ["per_feature", "all_features"])
 @pytest.mark.parametrize("samples", [1, 100, 160, 200, 320])
-def test_clips_too_short_to_normalise_are_finite(samples):
-    features = LogMel(16)(torch.randn(samples))
+def test_clips_too_short_to_normalise_are_finite(samples, normalize):
+    features = LogMel(16, normalize=normalize)(torch.randn(samples))
     assert torch.isfinite(features).all()
 
 

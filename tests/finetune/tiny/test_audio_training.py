@@ -179,7 +179,8 @@ def test_a_sequence_holds_its_words_in_order():
 def test_features_have_one_frame_per_10_ms_and_are_normalised(samples, frames):
     features = log_mel(np.random.default_rng(0).standard_normal(samples).astype(np.float32))
     assert features.shape == (frames, 80)
-    assert features.float().mean(0).abs().max() < 0.01
+    assert features.float().mean().abs() < 0.01
+    assert features.float().mean(0).abs().max() > 0.01  # bins keep their mean
 
 
 def test_a_vocal_tract_of_the_same_length_changes_nothing():

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
-from finetune.tiny.joint_data import Subject, chat, encode_clip, pair_turn, text_turn, turns_about
+from finetune.tiny.joint_data import (
+    SHARES,
+    Subject,
+    chat,
+    encode_clip,
+    pair_turn,
+    text_turn,
+    turns_about,
+)
 from finetune.tiny.joint_pool import (
     EncodedProcessor,
     encode_subjects,
@@ -195,3 +203,11 @@ def test_a_run_is_over_by_steps_or_by_the_clock_whichever_comes_first():
     assert settings.share_done(50, 540) == 0.9
     assert settings.share_done(100, 1) == settings.share_done(1, 6000) == 1.0
     assert JointTraining(steps=100).share_done(50, 1e9) == 0.5
+
+
+def test_shares_that_are_not_given_keep_their_proportions():
+    assert JointTraining(steps=1).all_shares() == pytest.approx(SHARES)
+    shares = JointTraining(steps=1, shares={"word": 0.4, "line": 0.1}).all_shares()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert (shares["word"], shares["line"]) == (0.4, 0.1)
+    assert shares["photo"] / shares["clip"] == pytest.approx(SHARES["photo"] / SHARES["clip"])
