@@ -5,6 +5,7 @@ by page. glibc's `mallopt` (malloc/malloc.h) can switch that off for the running
 """
 
 import ctypes
+import os
 import platform
 
 # Parameters of `mallopt`.
@@ -15,6 +16,7 @@ M_ARENA_MAX = -8
 
 TOP_PAD = 64 * 2**20  # bytes by which the heap grows at a time, beyond what is asked for
 NEVER = 2**31 - 1  # the largest int: a heap top smaller than this is not given back
+KERNELS = 128  # shapes of products whose code oneDNN keeps; by itself 1,024, a quarter MB each
 FEW_ARENAS = 2  # heaps that all threads share; each of them keeps freed blocks of its own
 
 
@@ -48,6 +50,16 @@ def give_freed_memory_back() -> bool:
             M_ARENA_MAX: FEW_ARENAS,
         }
     )
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep the code of fewer shapes of products, unless the user has said how many.
+
+    Media of all sizes are products of all shapes: after 200 files these took 230 MB, and most are
+    never seen again. For programs, before the first product
+    (https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def _set(parameters: dict[int, int]) -> bool:

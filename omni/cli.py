@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import omni
-from omni.allocator import keep_freed_memory
+from omni.allocator import keep_few_kernels, keep_freed_memory
 from omni.cli_batch import batch
 from omni.cli_options import (
     AdapterOption,
@@ -259,6 +259,7 @@ app.command()(quantize)
 def main() -> None:
     """Run the program; errors of users end in one line and exit code 2."""
     keep_freed_memory()
+    keep_few_kernels()
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for entry in entry_points(group=COMMANDS_GROUP):

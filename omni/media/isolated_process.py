@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from omni.allocator import give_freed_memory_back
 from omni.errors import CorruptMediaError, MediaError, OmniError
 from omni.media.audio import Audio
 from omni.media.document import Document
@@ -166,6 +167,7 @@ class Server:
 def main() -> None:
     """Serve until the parent closes stdin or kills us."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes stdin
+    give_freed_memory_back()  # decoders have threads, which would each keep what they freed
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     setup = receive(requests)
     server = Server(setup["limits"], setup["allowed_roots"])

@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -62,3 +63,14 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "128"), ("7", "7")])
+def test_a_user_says_how_many_kernels_are_kept(monkeypatch, own, kept):
+    from omni.allocator import keep_few_kernels
+
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", own)
+    keep_few_kernels()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
