@@ -89,17 +89,36 @@ class Attention(nn.Module):
             mask: Which keys a query may see, from `causal_mask`. None: plain causal.
             state: Keys and values of earlier positions; the new ones are added to it.
         """
+        return self.o_proj(self.mix(*self.project(hidden_states), mask, state))
+
+    def project(
+        self, hidden_states: Float[Tensor, "batch seq hidden"]
+    ) -> tuple[
+        Float[Tensor, "batch heads seq head_dim"],
+        Float[Tensor, "batch kv_heads seq head_dim"],
+        Float[Tensor, "batch kv_heads seq head_dim"],
+    ]:
+        """Return queries, keys and values."""
         q, k, v = (
             proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (batch, heads, seq, head_dim)
+        )
+        return q, k, v
+
+    def mix(
+        self,
+        q: Float[Tensor, "batch heads seq head_dim"],
+        k: Float[Tensor, "batch kv_heads seq head_dim"],
+        v: Float[Tensor, "batch kv_heads seq head_dim"],
+        mask: Mask | None,
+        state: KeyValueState | None,
+    ) -> Float[Tensor, "batch seq heads_times_head_dim"]:
+        """Attend, to the new positions and those of the state; `forward` without the weights."""
         if state is not None:
             k, v = state.append(k, v)
         if q.shape[2] == 1 and k.shape[0] * k.shape[1] >= torch.get_num_threads():
-            output = self._attend_once(q, k, v, mask)
-            return self.o_proj(output.view(*hidden_states.shape[:2], -1))
-        output = self._attend(q, k, v, mask)
-        return self.o_proj(output.transpose(1, 2).flatten(2))
+            return self._attend_once(q, k, v, mask).view(q.shape[0], 1, -1)
+        return self._attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def _attend(
         self,

@@ -33,14 +33,20 @@ class MambaState:
     ssm_state: Float[Tensor, "batch heads head_dim state"] | None = None
     """State of the recurrence, in at least float32."""
     shared: bool = False
-    """True while a snapshot refers to the same `ssm_state`; it must not be written to then."""
+    """True while a snapshot refers to the same tensors; they must not be written to then."""
 
-    def writable_ssm_state(self) -> Float[Tensor, "batch heads head_dim state"]:
-        """Return `ssm_state` for writing in place, as a copy if a snapshot shares it."""
+    def writable(
+        self,
+    ) -> tuple[
+        Float[Tensor, "batch window channels"], Float[Tensor, "batch heads head_dim state"]
+    ]:
+        """Return both tensors for writing in place, as copies if a snapshot shares them."""
+        assert self.conv_state is not None
         assert self.ssm_state is not None
         if self.shared:
-            self.ssm_state, self.shared = self.ssm_state.clone(), False
-        return self.ssm_state
+            self.conv_state, self.ssm_state = self.conv_state.clone(), self.ssm_state.clone()
+            self.shared = False
+        return self.conv_state, self.ssm_state
 
     def fork(self) -> "MambaState":
         """Return a second state with the same content."""

@@ -16,6 +16,8 @@ from omni.errors import ConfigError
 
 def upcast(x: Tensor) -> Tensor:
     """Return `x` in float32, or in float64 if it is that: sums need more than half precision."""
+    if x.dtype == torch.float32:
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -80,6 +82,8 @@ def rms_norm(x: Float[Tensor, "*batch channels"], eps: float) -> Float[Tensor, "
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(*batch, 1)."""
+    if torch.compiler.is_compiling():
+        return (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.addcmul(
         _scalar(eps, x.dtype, x.device), norm, norm, value=1 / x.shape[-1]

@@ -170,7 +170,7 @@ class MambaMixer(nn.Module):
         """
         is_step = hidden_states.shape[1] == 1 and mask is None
         if is_step and state is not None and state.ssm_state is not None:
-            return self._step(hidden_states, state)
+            return self.step(hidden_states, *state.writable())
         conv_size = self.inner_size + 2 * self.group_size
         gate, conv_input, dt = self.in_proj(hidden_states).split(
             [self.inner_size, conv_size, self.num_heads], dim=-1
@@ -192,26 +192,32 @@ class MambaMixer(nn.Module):
         if state is None:
             y, _ = scan(x, dt, A, B, C, self.D, segment_ids=segment_ids)
         else:
-            state.conv_state = self._next_window(conv_input, window, mask)
+            next_window = self._next_window(conv_input, window, mask)
             if x.shape[1] == 1 and state.ssm_state is not None:
-                own = state.writable_ssm_state()
+                _, own = state.writable()
                 y = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], self.D, own).unsqueeze(1)
             else:
                 y, final = scan(x, dt, A, B, C, self.D, initial_state=state.ssm_state)
                 state.ssm_state, state.shared = final, False
+            state.conv_state = next_window
         return self.out_proj(self.norm(y.flatten(2), gate))
 
-    def _step(
-        self, hidden_states: Float[Tensor, "batch 1 hidden"], state: MambaState
+    def step(
+        self,
+        hidden_states: Float[Tensor, "batch 1 hidden"],
+        conv_state: Float[Tensor, "batch window channels"],
+        ssm_state: Float[Tensor, "batch heads head_dim state"],
     ) -> Float[Tensor, "batch 1 hidden"]:
-        """`forward` of one unpadded position after others, in the fewest operations."""
-        assert state.conv_state is not None
+        """`forward` of one unpadded position after others, in the fewest operations.
+
+        Both states, as in `MambaState`, are brought up to date in place.
+        """
         sizes = [self.inner_size, self.inner_size + 2 * self.group_size, self.num_heads]
         gate, conv_input, dt = self.in_proj(hidden_states).split(sizes, dim=-1)
         dt = F.softplus(upcast(dt[:, 0]) + upcast(self.dt_bias)).clamp_(*self.time_step_limit)
 
-        seen = torch.cat([state.conv_state, conv_input], dim=1)  # (batch, kernel, channels)
-        state.conv_state = seen[:, 1:]
+        seen = torch.cat([conv_state, conv_input], dim=1)  # (batch, kernel, channels)
+        conv_state.copy_(seen[:, 1:])
         mixed = (seen * upcast(self.conv1d.weight).squeeze(1).t()).sum(1)
         if self.conv1d.bias is not None:
             mixed.add_(self.conv1d.bias)
@@ -225,7 +231,7 @@ class MambaMixer(nn.Module):
             B.unflatten(-1, (self.num_groups, -1)),
             C.unflatten(-1, (self.num_groups, -1)),
             self.D,
-            state.writable_ssm_state(),
+            ssm_state,
         )
         return self.out_proj(self.norm(y.flatten(1).unsqueeze(1), gate))
 
@@ -243,6 +249,6 @@ class MambaMixer(nn.Module):
             return conv_input[:, conv_input.shape[1] - size :].clone()
         seen = torch.cat([window, conv_input], dim=1)
         if mask is None:
-            return seen[:, seen.shape[1] - size :]
+            return seen[:, seen.shape[1] - size :].contiguous()
         ends = mask.sum(1)[:, None] + torch.arange(size, device=mask.device)
         return seen.gather(1, ends[..., None].expand(-1, -1, seen.shape[2]))

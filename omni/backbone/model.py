@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from omni.backbone.attention import Attention, Mask, causal_mask
 from omni.backbone.cache import MIN_CAPACITY, HybridCache, KeyValueState, LayerState, MambaState
+from omni.backbone.compiled import CompiledStep
 from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
@@ -198,6 +199,7 @@ class HybridModel(HybridPreTrainedModel):
         self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([HybridBlock(config, kind) for kind in config.layer_types])
         self.norm_f = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.compiled: CompiledStep | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -263,15 +265,22 @@ class HybridModel(HybridPreTrainedModel):
             )
 
             collected = []
+            compiled = self.compiled
+            if compiled is not None and not compiled.takes(hidden, rows.mask, past):
+                compiled = None
             for index, layer in enumerate(self.layers):
                 if output_hidden_states:
                     collected.append(rows.restore(hidden))
+                state = cache.layers[index] if cache is not None else None
+                if compiled is not None:
+                    hidden = compiled.block(layer, hidden, visible, state)
+                    continue
                 hidden = layer(
                     hidden,
                     mask=rows.mask,
                     attention_mask=visible,
                     segment_ids=segments,
-                    state=cache.layers[index] if cache is not None else None,
+                    state=state,
                 )
             hidden = self.norm_f(hidden)
             if output_hidden_states:
@@ -350,7 +359,13 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            output.logits = upcast(self.lm_head(output.last_hidden_state))
+            hidden = output.last_hidden_state
+            assert hidden is not None
+            compiled = self.model.compiled
+            if compiled is not None and cache is not None and hidden.shape[:2] == (1, 1):
+                output.logits = compiled.score(self.lm_head, hidden)
+            else:
+                output.logits = upcast(self.lm_head(hidden))
         return output if return_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor, nn
 
+from omni.backbone.products import row_product
 from omni.quantization.formats import (
     BLOCK,
     GROUP_SIZES,
@@ -21,8 +22,10 @@ from omni.quantization.formats import (
     few_arguments_int4,
     integer_product,
     is_readable,
+    kernel_block,
     linear_int4,
     linear_int8,
+    packed_int4,
     quantize_int4,
     quantize_int8,
     quantize_rows,
@@ -94,6 +97,7 @@ class QuantizedWeight(nn.Module):
         self.shape = shape
         self._ready: dict[int | None, tuple[Any, ...]] = {}
         self._ready_of: Tensor | None = None
+        self.is_noted_readable = False
         for name, (size, dtype) in form.tensors(*shape).items():
             self.register_buffer(name, torch.empty(size, dtype=dtype))
 
@@ -117,11 +121,48 @@ class QuantizedWeight(nn.Module):
         product = torch._weight_int4pack_mm_for_cpu(x, *arguments)
         return product if product.shape[1] == self.shape[-2] else product[:, : self.shape[-2]]
 
+    def note_readable(self) -> bool:
+        """Note and return whether compiled code may read the weight, which cannot look itself."""
+        self.is_noted_readable = is_readable(self.weight) and (
+            self.is_int8 or kernel_block() == BLOCK
+        )
+        return self.is_noted_readable
+
+    def _reads_few(self) -> bool:
+        """Whether the weight-only kernels read this weight rightly."""
+        if torch.compiler.is_compiling():
+            return self.is_noted_readable
+        return is_readable(self.weight)
+
+    def multiply_chosen(
+        self, x: Float[Tensor, "rows k"], experts: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "chosen n"]:
+        """Return the products of chosen matrices with a row each, or all with the same row.
+
+        For compilers, which read nothing but what is chosen.
+        """
+        chosen = [tensor[experts] for tensor in self.tensors()]
+        if self.is_int8:
+            weight, scale = chosen
+            return row_product(x.bfloat16().float(), weight) * scale.float()
+        row, num_chosen = x.bfloat16(), len(experts)
+        products = [
+            torch._weight_int4pack_mm_for_cpu(
+                row[i if len(x) > 1 else 0][None], *packed_int4(*(t[i] for t in chosen))
+            )
+            for i in range(num_chosen)
+        ]
+        return torch.cat(products)[:, : self.shape[-2]].float()
+
     def _few_arguments(self, expert: int | None) -> tuple[Any, ...]:
         """What the weight-only kernel gets, kept where it is made of views of the weight.
 
         In a step of one token, making views takes as long as small products.
         """
+        if torch.compiler.is_compiling():
+            assert expert is None
+            weight, scale, *scales = self.tensors()
+            return (weight, scale) if self.is_int8 else packed_int4(weight, scale, *scales)
         if self._ready_of is not self.weight:
             self._ready_of, self._ready = self.weight, {}
         if (found := self._ready.get(expert)) is not None:
@@ -189,7 +230,7 @@ class QuantizedLinear(QuantizedWeight):
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
         """Apply the layer; the result has the dtype of `x`."""
         rows = x.reshape(-1, self.in_features)
-        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and is_readable(self.weight)
+        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and self._reads_few()
         y = self.multiply_few(rows.bfloat16()) if few else self.multiply(rows.float())
         if self.bias is not None:
             y = y + self.bias
@@ -228,7 +269,9 @@ class QuantizedExperts(nn.Module):
            activations that were quantised once for all experts.
         3. Weight the results and add them up per token.
         """
-        if len(x) == 1 and is_readable(self.up_proj.weight) and is_readable(self.down_proj.weight):
+        if len(x) == 1 and self.up_proj._reads_few() and self.down_proj._reads_few():
+            if torch.compiler.is_compiling():
+                return self._written_out(x, weights, chosen)
             return self._step(x, weights, chosen)
         order = chosen.flatten().argsort()  # (t k,)
         tokens = order // chosen.shape[1]
@@ -262,3 +305,10 @@ class QuantizedExperts(nn.Module):
         pairs = zip(active, experts, strict=True)
         results = torch.cat([down.multiply_few(own, expert) for own, expert in pairs])
         return (weights.float() @ results.float()).to(x.dtype)  # (1, width)
+
+    def _written_out(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """`_step` for compilers: the choice stays a tensor; arguments are as there."""
+        experts = chosen[0]
+        hidden = self.activation(self.up_proj.multiply_chosen(x, experts))  # (k, d)
+        results = self.down_proj.multiply_chosen(hidden, experts)
+        return (results * weights.view(-1, 1)).sum(0, keepdim=True).to(x.dtype)
