@@ -187,7 +187,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     def ours() -> Callable[[], float]:
         model = load(models["ours"], weights)
         lay_columns(model)
-        return decode_ours(model, prompt)
+        return decode_ours(model, prompt, compiled=options.compile)
 
     def theirs() -> Callable[[], float]:
         model = load(models["theirs"], weights)
@@ -319,12 +319,14 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--experts", help="transformers' experts_implementation [default: its own]")
+    parser.add_argument("--compile", action="store_true", help="our steps through compiled code")
     options = parser.parse_args()
     options.tokens = options.tokens or (1024 if options.what == "small-training" else 2048)
     # Before the fork everything runs on one thread: OpenMP's do not survive it.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     result = {"benchmark": f"backbone-{options.what}", "tokens": options.tokens}
+    result |= {"compiled": True} if options.compile else {}
     result |= WORK[options.what](options)
     print(json.dumps(result | {"machine": machine(options.threads)}))
 

@@ -89,8 +89,10 @@ def alternate(
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def decode_ours(model: Any, prompt: Tensor) -> Callable[[], float]:
+def decode_ours(model: Any, prompt: Tensor, *, compiled: bool = False) -> Callable[[], float]:
     """Work of our decoder: tokens after a prompt, one at a time; seconds are those of a token."""
+    if compiled and not model.compile_step():
+        raise SystemExit("Nothing was compiled, so nothing is measured.")
 
     @torch.no_grad()
     def work() -> float:

@@ -130,7 +130,8 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     read = active_bytes(shape_of, config.num_experts_per_tok / config.n_routed_experts)
 
     def ours() -> Callable[[], float]:
-        return decode_ours(quantized(models["ours"], weights, options.bits), prompt)
+        model = quantized(models["ours"], weights, options.bits)
+        return decode_ours(model, prompt, compiled=options.compile)
 
     def theirs() -> Callable[[], float]:
         return decode_theirs(load(models["theirs"], weights), prompt)
@@ -193,11 +194,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="our steps through compiled code")
     options = parser.parse_args()
     # Before the fork everything runs on one thread: OpenMP's do not survive it.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     result = {"benchmark": f"quantization-{options.what}", "bits": options.bits}
+    result |= {"compiled": True} if options.compile else {}
     result |= WORK[options.what](options)
     print(json.dumps(result | {"machine": machine(options.threads)}))
 

@@ -55,6 +55,7 @@ class Assistant:
         device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
         adapter: str | Path | None = None,
+        compile_step: bool = False,
         **processor_options: Any,
     ) -> "Assistant":
         """Load a checkpoint; see `omni.load`."""
@@ -73,6 +74,8 @@ class Assistant:
         if adapter is not None:
             load_adapter(model, adapter)
             name = f"{name} + {Path(adapter).name}"
+        if compile_step:
+            model.compile_step()
         return cls(model, processor, name=name)
 
     # ---------------------------------------------------------------- one question

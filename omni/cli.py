@@ -21,6 +21,7 @@ from omni.cli_batch import batch
 from omni.cli_options import (
     AdapterOption,
     AnswerOption,
+    CompileOption,
     DeviceOption,
     DpiOption,
     FilesArgument,
@@ -79,6 +80,7 @@ def ask(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
+    compile_step: CompileOption = False,
     reduce: ReduceOption = None,
     fps: FpsOption = None,
     num_frames: FramesOption = None,
@@ -100,7 +102,7 @@ def ask(
         from omni.report import check_report_path
 
         check_report_path(report)
-    assistant = load_assistant(model, device, adapter)
+    assistant = load_assistant(model, device, adapter, compile_step)
     options = media_options(reduce, fps, num_frames, dpi, image_tokens, sound)
     options |= {
         "thinking": think,
@@ -144,6 +146,7 @@ def chat(
     model: ModelOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
+    compile_step: CompileOption = False,
     think: ThinkOption = False,
     max_tokens: TokensOption = None,
     max_memory: MemoryOption = None,
@@ -153,7 +156,7 @@ def chat(
 
     An empty line or Ctrl-D ends it. `/file PATH` adds a file to the next question.
     """
-    assistant = load_assistant(model, device, adapter)
+    assistant = load_assistant(model, device, adapter, compile_step)
     messages: list[dict[str, Any]] = []
     waiting: list[str] = list(files or [])
     typer.echo(

@@ -1,5 +1,6 @@
 """OmniModel: towers, reduction, projectors and the hybrid decoder as one transformers model."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +293,22 @@ class OmniModel(PreTrainedModel, GenerationMixin):
     def new_cache(self, capacity: int) -> HybridCache | None:
         """An empty cache with room for ``capacity`` positions; None where transformers makes it."""
         return self.language_model.new_cache(capacity) if self.is_hybrid else None
+
+    def compile_step(self) -> bool:
+        """Decode through compiled code from now on; see `omni.backbone.compiled.compile_step`.
+
+        Returns:
+            Whether it does. If not, a warning has said why, and the model decodes as before.
+        """
+        if self.is_hybrid:
+            return bool(self.language_model.compile_step())
+        kind = self.config.text_config.model_type
+        warnings.warn(
+            f"Decoding is not compiled: the decoder is {kind!r} of transformers, and only the "
+            "hybrid decoder (nemotron_h) can be.",
+            stacklevel=2,
+        )
+        return False
 
     @property
     def placeholder_ids(self) -> list[int]:

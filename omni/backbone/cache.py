@@ -37,9 +37,7 @@ class MambaState:
 
     def writable(
         self,
-    ) -> tuple[
-        Float[Tensor, "batch window channels"], Float[Tensor, "batch heads head_dim state"]
-    ]:
+    ) -> tuple[Float[Tensor, "batch window channels"], Float[Tensor, "batch heads head_dim state"]]:
         """Return both tensors for writing in place, as copies if a snapshot shares them."""
         assert self.conv_state is not None
         assert self.ssm_state is not None

@@ -249,6 +249,7 @@ class MambaMixer(nn.Module):
             return conv_input[:, conv_input.shape[1] - size :].clone()
         seen = torch.cat([window, conv_input], dim=1)
         if mask is None:
-            return seen[:, seen.shape[1] - size :].contiguous()
+            last = seen[:, seen.shape[1] - size :]
+            return last.clone(memory_format=torch.contiguous_format)  # strides of its own
         ends = mask.sum(1)[:, None] + torch.arange(size, device=mask.device)
         return seen.gather(1, ends[..., None].expand(-1, -1, seen.shape[2]))

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from omni.backbone.attention import Attention, Mask, causal_mask
 from omni.backbone.cache import MIN_CAPACITY, HybridCache, KeyValueState, LayerState, MambaState
-from omni.backbone.compiled import CompiledStep
+from omni.backbone.compiled import CompiledStep, compile_step
 from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
@@ -367,6 +367,10 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             else:
                 output.logits = upcast(self.lm_head(hidden))
         return output if return_dict else output.to_tuple()
+
+    def compile_step(self) -> bool:
+        """Decode through compiled code from now on; see `omni.backbone.compiled.compile_step`."""
+        return compile_step(self)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Choose what `forward` gets in one step of transformers' `generate`."""

@@ -179,8 +179,8 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "1 width"]:
         """`_step` for compilers: the choice stays a tensor."""
         hidden = self.activation(row_product(x, self.up_proj[chosen[0]]))  # (k, d)
-        results = row_product(hidden, self.down_proj[chosen[0]])
-        return (results * weights.view(-1, 1)).sum(0, keepdim=True).to(x.dtype)
+        results = row_product(hidden * weights.view(-1, 1), self.down_proj[chosen[0]])
+        return results.sum(0, keepdim=True).to(x.dtype)
 
 
 def lay_columns(model: nn.Module) -> None:

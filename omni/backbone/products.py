@@ -33,8 +33,8 @@ def linear(
 ) -> Float[Tensor, "*batch out"]:
     """Return `x @ weight.T + bias`, as `torch.nn.functional.linear` does."""
     if torch.compiler.is_compiling() and is_row(x, weight) and not torch.is_grad_enabled():
-        y = row_product(x, weight).to(x.dtype)
-        return y if bias is None else y + bias
+        product = row_product(x, weight).to(x.dtype)
+        return product if bias is None else product + bias
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias is not None):

@@ -30,6 +30,7 @@ from omni.quantization.formats import (
     quantize_int8,
     quantize_rows,
     unpack_int4,
+    weight_only_int4,
 )
 
 
@@ -97,7 +98,7 @@ class QuantizedWeight(nn.Module):
         self.shape = shape
         self._ready: dict[int | None, tuple[Any, ...]] = {}
         self._ready_of: Tensor | None = None
-        self.is_noted_readable = False
+        self.is_known_readable = False
         for name, (size, dtype) in form.tensors(*shape).items():
             self.register_buffer(name, torch.empty(size, dtype=dtype))
 
@@ -121,38 +122,54 @@ class QuantizedWeight(nn.Module):
         product = torch._weight_int4pack_mm_for_cpu(x, *arguments)
         return product if product.shape[1] == self.shape[-2] else product[:, : self.shape[-2]]
 
-    def note_readable(self) -> bool:
-        """Note and return whether compiled code may read the weight, which cannot look itself."""
-        self.is_noted_readable = is_readable(self.weight) and (
-            self.is_int8 or kernel_block() == BLOCK
-        )
-        return self.is_noted_readable
-
     def _reads_few(self) -> bool:
-        """Whether the weight-only kernels read this weight rightly."""
+        """Whether the weight-only kernels read this weight rightly.
+
+        Compiled code cannot look at addresses, so it goes by what the last eager call found.
+        """
         if torch.compiler.is_compiling():
-            return self.is_noted_readable
-        return is_readable(self.weight)
+            return self.is_known_readable
+        found = is_readable(self.weight)
+        known = found and (self.is_int8 or kernel_block() == BLOCK)
+        if known != self.is_known_readable:
+            self.is_known_readable = known
+        return found
 
     def multiply_chosen(
-        self, x: Float[Tensor, "rows k"], experts: Int[Tensor, " chosen"]
+        self, x: Float[Tensor, "1 k"], experts: Int[Tensor, " chosen"]
     ) -> Float[Tensor, "chosen n"]:
-        """Return the products of chosen matrices with a row each, or all with the same row.
-
-        For compilers, which read nothing but what is chosen.
-        """
-        chosen = [tensor[experts] for tensor in self.tensors()]
+        """Return the product of a row with each of the chosen matrices, for compilers."""
+        weight, scale, *scales = self._take(experts)
         if self.is_int8:
-            weight, scale = chosen
-            return row_product(x.bfloat16().float(), weight) * scale.float()
-        row, num_chosen = x.bfloat16(), len(experts)
-        products = [
-            torch._weight_int4pack_mm_for_cpu(
-                row[i if len(x) > 1 else 0][None], *packed_int4(*(t[i] for t in chosen))
-            )
-            for i in range(num_chosen)
-        ]
-        return torch.cat(products)[:, : self.shape[-2]].float()
+            return row_product(x.bfloat16(), weight) * scale.float()
+        # Side by side they are one matrix with the outputs of all.
+        weight, pairs = weight.flatten(0, 1), scales[0].transpose(0, 1).flatten(1, 2)
+        products = weight_only_int4(x.bfloat16(), *_narrow(weight, scale.flatten(), pairs))
+        return products.view(len(experts), -1)[:, : self.shape[-2]].float()
+
+    def sum_chosen(
+        self, x: Float[Tensor, "chosen k"], experts: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "1 n"]:
+        """Return the sum of the products of a row with a chosen matrix each, for compilers."""
+        weight, scale, *scales = self._take(experts)
+        if self.is_int8:
+            return (row_product(x.bfloat16(), weight) * scale.float()).sum(0, keepdim=True)
+        # One after the other they are one matrix with the inputs of all.
+        weight, pairs = weight.transpose(0, 1).flatten(1, 2), scales[0].flatten(0, 1)
+        row = x.bfloat16().view(1, -1)
+        products = weight_only_int4(row, *_narrow(weight, scale[0], pairs))
+        return products[:, : self.shape[-2]].float()
+
+    def _take(self, experts: Int[Tensor, " chosen"]) -> list[Tensor]:
+        """The stored tensors of the chosen weights, those of int4 in wide numbers.
+
+        Compilers copy what the int4 kernel reads, and copy byte by byte if they are bytes.
+        """
+        if self.is_int8:
+            return [tensor[experts] for tensor in self.tensors()]
+        weight, scale, scales = self.tensors()
+        wide = scales.view(torch.int32).squeeze(-1)
+        return [weight.view(torch.int64)[experts], scale[experts], wide[experts]]
 
     def _few_arguments(self, expert: int | None) -> tuple[Any, ...]:
         """What the weight-only kernel gets, kept where it is made of views of the weight.
@@ -161,8 +178,8 @@ class QuantizedWeight(nn.Module):
         """
         if torch.compiler.is_compiling():
             assert expert is None
-            weight, scale, *scales = self.tensors()
-            return (weight, scale) if self.is_int8 else packed_int4(weight, scale, *scales)
+            tensors = self.tensors()
+            return tensors if self.is_int8 else packed_int4(*tensors)
         if self._ready_of is not self.weight:
             self._ready_of, self._ready = self.weight, {}
         if (found := self._ready.get(expert)) is not None:
@@ -211,6 +228,12 @@ class QuantizedWeight(nn.Module):
             if moved is not None and old is not None and moved.dtype != dtype:
                 self._buffers[name] = old.to(moved.device)
         return self
+
+
+def _narrow(weight: Tensor, scale: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An int4 weight of `QuantizedWeight._take` in the formats of its file."""
+    pairs = scales.contiguous().view(torch.bfloat16).unflatten(-1, (-1, 2))
+    return weight.contiguous().view(torch.uint8), scale, pairs
 
 
 class QuantizedLinear(QuantizedWeight):
@@ -308,7 +331,5 @@ class QuantizedExperts(nn.Module):
 
     def _written_out(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`_step` for compilers: the choice stays a tensor; arguments are as there."""
-        experts = chosen[0]
-        hidden = self.activation(self.up_proj.multiply_chosen(x, experts))  # (k, d)
-        results = self.down_proj.multiply_chosen(hidden, experts)
-        return (results * weights.view(-1, 1)).sum(0, keepdim=True).to(x.dtype)
+        hidden = self.activation(self.up_proj.multiply_chosen(x, chosen[0]))  # (k, d)
+        return self.down_proj.sum_chosen(hidden * weights.view(-1, 1), chosen[0]).to(x.dtype)
