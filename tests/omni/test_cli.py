@@ -52,6 +52,15 @@ def test_ask_prints_the_answer_and_nothing_else(run, model_dir, picture):
     assert out == expected + "\n"
 
 
+@pytest.mark.parametrize("command", [("ask", "What?"), ("chat",)], ids=["ask", "chat"])
+def test_compile_that_cannot_be_says_so_and_goes_on(command, run, model_dir, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("builtins.input", lambda *_: "")
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler 'no-such-compiler' was found"):
+        code, _, _ = run(*command, "--model", model_dir, "--max-new-tokens", 2, "--compile")
+    assert code == 0
+
+
 def test_ask_json_is_one_object_with_answer_ledger_model_and_version(run, model_dir, picture):
     arguments = ("--model", model_dir, "--max-new-tokens", 5, "--json")
     code, out, _ = run("ask", "What?", picture, *arguments)

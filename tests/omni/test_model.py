@@ -34,6 +34,12 @@ def request(model, text="<image>What?"):
     return processor.from_text(text, [processor.load_media(tiny_omni.picture(40, 40))])
 
 
+def test_a_decoder_of_transformers_is_not_compiled_and_a_warning_says_so():
+    model = tiny_omni.omni_model(text_config=dict(LLAMA))
+    with pytest.warns(UserWarning, match="the decoder is 'llama' of transformers"):
+        assert not model.compile_step()
+
+
 @pytest.mark.parametrize("text_config", [None, LLAMA], ids=["hybrid", "llama"])
 def test_any_causal_language_model_can_be_the_decoder(text_config):
     changes = {} if text_config is None else {"text_config": dict(text_config)}
