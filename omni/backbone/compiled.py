@@ -10,7 +10,7 @@ own functions, once for each kind of block, since all blocks of a kind have the 
     head         the product with the vocabulary
 
 No shape in there depends on how much has been read, so nothing is compiled again as an answer
-grows (docs/adr/0013).
+grows (docs/adr/0014).
 """
 
 import os
