@@ -77,7 +77,7 @@ The code is under Apache-2.0. The weights were trained on the following; no row 
 | Free Spoken Digit Dataset, 1,500 recordings of 3 speakers | spoken digits | \
 Z. Jackson and others | CC BY-SA 4.0 |
 | Speech Commands, about 2,400 recordings | spoken words | P. Warden, Google | CC BY 4.0 |
-| synthetic voices, 9,100 recordings | spoken words | espeak-ng (GPL-3.0 program), flite \
+| synthetic voices, 22,500 recordings | spoken words | espeak-ng (GPL-3.0 program), flite \
 (BSD-like) | made by this project |
 | CIFAR-10, about 22,500 of 25,000 photographs | ten objects | A. Krizhevsky | **none stated**: \
 published for research without a formal licence |

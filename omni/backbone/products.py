@@ -78,6 +78,9 @@ def grouped_linear(
 
     One step of autograd for all groups, which writes each gradient once to its place.
     """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):  # which is off when gradients are computed
+        x, weights = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x, weights))
     y: Tensor = _GroupedProduct.apply(x, weights, sizes)
     return y
 

@@ -77,7 +77,8 @@ def ssd_scan(
         runs = torch.cat([runs, runs[:, -1:].expand(-1, pad)], dim=1).unflatten(1, (-1, q))
     if initial_state is not None:
         initial_state = initial_state.to(dtype)
-    y, state = _Scan.apply(*inputs, A.to(dtype), D.to(dtype), initial_state, runs, q)
+    with torch.autocast(x.device.type, enabled=False):  # its products too are in that type
+        y, state = _Scan.apply(*inputs, A.to(dtype), D.to(dtype), initial_state, runs, q)
     return y[:, :seq].to(x.dtype), state
 
 

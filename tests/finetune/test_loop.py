@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from finetune.balancing import Balancer
@@ -128,6 +129,19 @@ def test_the_loss_falls(data, tmp_path):
     run(data, tmp_path / "out", replace(SETTINGS, preset="full", max_steps=25))
     found = losses(tmp_path / "out")
     assert sum(found[-3:]) < 0.5 * sum(found[:3])
+
+
+@pytest.mark.parametrize("preset", ["lora-all", "full"])
+def test_mixed_precision_learns_nearly_what_float32_learns(data, tmp_path, preset):
+    found = []
+    for precision in ("bf16", "no"):
+        AcceleratorState._reset_state()  # of a process, which other tests share
+        settings = replace(SETTINGS, preset=preset, mixed_precision=precision)
+        run(data, tmp_path / precision, settings)
+        found.append(losses(tmp_path / precision))
+    AcceleratorState._reset_state()
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
 def test_the_adapter_gives_the_trained_model_back(data, tmp_path):
