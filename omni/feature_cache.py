@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -47,6 +47,7 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.model, self.max_bytes = folder, model, max_bytes
         self.hits = self.misses = 0
+        self.lock = threading.Lock()  # of the size; several threads may encode
         digest = hashlib.sha256(f"{VERSION} {model.dtype}".encode())
         for tower in (model.vision_model, model.audio_tower):
             if tower is None:
@@ -77,6 +78,25 @@ class FeatureCache:
         else:
             media = [self._lazy(item, f"{source} {n}") for n, item in enumerate(inputs.media)]
         return replace(inputs, media=media)
+
+    # ---------------------------------------------------------------- facts about media
+
+    def facts(self, name: str) -> dict[str, Any] | None:
+        """What `keep_facts` was given under a name; None if it was nothing, or is gone."""
+        path = self._path(("facts", name))
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+            os.utime(path)
+        except (FileNotFoundError, ValueError):
+            return None
+        return found
+
+    def keep_facts(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep what is known about a medium, so that it can be planned without being opened."""
+        path = self._path(("facts", name))
+        with _new(path) as new:
+            new.write_text(json.dumps(facts))
+        self._added(path)
 
     # ---------------------------------------------------------------- by the tower's input
 
@@ -156,14 +176,15 @@ class FeatureCache:
         """Count a new entry, and delete the oldest ones while there is too much."""
         if self.max_bytes is None:
             return
-        self.size += _size(path)
-        if self.size <= self.max_bytes:
-            return
-        for entry in sorted(self._entries(), key=_last_use):
-            self.size -= _size(entry)
-            _remove(entry)
+        with self.lock:
+            self.size += _size(path)
             if self.size <= self.max_bytes:
                 return
+            for entry in sorted(self._entries(), key=_last_use):
+                self.size -= _size(entry)
+                _remove(entry)
+                if self.size <= self.max_bytes:
+                    return
 
 
 @contextmanager

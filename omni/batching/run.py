@@ -31,6 +31,7 @@ from omni.batching.items import Item, ItemSource, in_shard, parse_shard
 from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.model_threads import default_workers, model_threads
+from omni.batching.opening import Opener, held_bytes
 from omni.batching.option_checks import check_options
 from omni.batching.output import Writer, as_line, open_writer, sidecar
 from omni.batching.questions import read_questions
@@ -42,8 +43,7 @@ from omni.budget import parse_bytes
 from omni.errors import ContextLengthError, MediaError, RequestError, StoppedError
 from omni.feature_cache import FeatureCache
 from omni.identity import fingerprint
-from omni.media import Audio, Image, Media
-from omni.media.isolated import Decoder
+from omni.media import Media
 from omni.reply import Reply
 from omni.stopping import Stop, check_stop, stoppable
 
@@ -83,8 +83,8 @@ class BatchRun(Iterator[dict[str, Any]]):
         timeout_s: Longest silence of a decoder, in seconds, after which it is stopped.
         shard: ``i/n``: only every n-th item, by its name.
         retry_errors: Try again what the journal knows as failed.
-        cache: Folder that keeps what the encoders gave for each medium, for other questions,
-            settings of answers and runs.
+        cache: Folder that keeps what is known about each medium and what the encoders gave for it,
+            for other questions, settings of answers and runs; they need not be opened then.
         cache_size: Most that it may hold, in bytes or as ``"10GB"``; what was used longest ago
             goes first.
         expand: Whether a list of paths may have folders, globs and manifests in it.
@@ -158,7 +158,7 @@ class BatchRun(Iterator[dict[str, Any]]):
             },
         }
         self.timeout_s = timeout_s
-        self.decoder: Decoder | None = None
+        self.opener: Opener | None = None
         self.summary = Summary()
         self.out = None if out is None else Path(out)
         self.writer: Writer | None = None if self.out is None else open_writer(self.out)
@@ -189,7 +189,6 @@ class BatchRun(Iterator[dict[str, Any]]):
             combine=combine,
         )
         self.awaited: set[str] = set()  # keys of what is opened and not yet answered
-        self.last_opened: tuple[str, Media] | None = None
         self.stop = Stop()  # of what the model is at
         self.lock = threading.Lock()
         self.records = self._run()
@@ -212,9 +211,9 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._release()
 
     def _release(self) -> None:
-        if self.decoder is not None:
-            decoders.keep(self.assistant, self.decoder)
-            self.decoder = self.last_opened = None
+        if self.opener is not None:
+            decoders.keep(self.assistant, self.opener.decoder)
+            self.opener = None
         self.journal.close()
         if self.timings is not None:
             self.timings.close()
@@ -224,7 +223,8 @@ class BatchRun(Iterator[dict[str, Any]]):
     def _run(self) -> Generator[dict[str, Any]]:
         self.begin = time.perf_counter()
         self.item: Item | None = None
-        self.decoder = decoders.borrow(self.assistant, self.timeout_s)
+        decoder = decoders.borrow(self.assistant, self.timeout_s)
+        self.opener = Opener(decoder, self.assistant.processor.limits, self.cache)
         model = model_threads(self.workers)
         before: tuple[list[Task], list[Future[None]]] | None = None
         try:
@@ -273,12 +273,9 @@ class BatchRun(Iterator[dict[str, Any]]):
 
     # ---------------------------------------------------------------- 2. prompts
 
-    def _open(self, path: str) -> Media:
-        """Open a file, but once for all of its parts."""
-        assert self.decoder is not None
-        if self.last_opened is None or self.last_opened[0] != path:
-            self.last_opened = path, self.decoder.open(path)
-        return self.last_opened[1]
+    def _open(self, path: str, content: str | None) -> Media:
+        assert self.opener is not None
+        return self.opener(path, content)
 
     def _prepare(self, tasks: Sequence[Task]) -> int:
         """Open media and build the prompts of all questions about them; errors are results.
@@ -288,7 +285,10 @@ class BatchRun(Iterator[dict[str, Any]]):
         """
         begin = time.perf_counter()
         try:
-            media = [cut(self._open(path), tasks[0].span) for path in tasks[0].item.paths]
+            media = [
+                cut(self._open(path, tasks[0].sha256), tasks[0].span)
+                for path in tasks[0].item.paths
+            ]
         except Exception as error:
             for task in tasks:
                 self._fail(task, error)
@@ -304,7 +304,7 @@ class BatchRun(Iterator[dict[str, Any]]):
             except Exception as error:
                 self._fail(task, error)
             task.open_s, begin = time.perf_counter() - begin, time.perf_counter()
-        return sum(map(_held_bytes, media))
+        return sum(map(held_bytes, media))
 
     def _prepare_combined(self, task: Task) -> None:
         """Build the prompt of what combines answers; too many are first combined by halves."""
@@ -431,9 +431,3 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._prepare([task])
         for group in find_groups([task], self.batch_size):
             self._answer_group(group)
-
-
-def _held_bytes(media: Media) -> int:
-    if isinstance(media, Image):
-        return media.values.nbytes
-    return 4 * media.num_samples if isinstance(media, Audio) else 0

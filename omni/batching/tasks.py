@@ -22,7 +22,7 @@ class TaskSource:
         questions: Asked about every item whose row has none of its own.
         processor: Whose limits hold.
         journal: Remembers the parts of items, so that they need not be opened again.
-        open_media: Opens one file.
+        open_media: Opens one file, whose bytes are named.
         fingerprint: Of model and processor.
         settings: Of answers, which their keys depend on.
         schema: Of the answers to questions without one.
@@ -39,7 +39,7 @@ class TaskSource:
         *,
         processor: OmniProcessor,
         journal: Journal,
-        open_media: Callable[[str], Media],
+        open_media: Callable[[str, str], Media],
         fingerprint: str,
         settings: Mapping[str, Any],
         schema: Any,
@@ -142,7 +142,7 @@ class TaskSource:
         key = short_hash(["spans", sha256, self.per_page, self.chunk_s])
         known = self.journal.get(key)
         if known is None:
-            media = self.open_media(item.paths[0])
+            media = self.open_media(item.paths[0], sha256)
             spans = find_spans(media, per_page=self.per_page, chunk_s=self.chunk_s)
             known = {"spans": [None if span is None else span.to_dict() for span in spans]}
             self.journal.add(key, known)

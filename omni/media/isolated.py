@@ -32,7 +32,7 @@ from omni.media.gateway import Media
 from omni.media.image import Image
 from omni.media.isolated_process import StreamLostError, receive, send
 from omni.media.limits import MediaLimits
-from omni.media.video import Video
+from omni.media.video import Video, VideoInfo
 
 
 class Decoder:
@@ -98,9 +98,18 @@ class Decoder:
             return self._audio(path, "open", found)
         if found["kind"] == "document":
             return RemoteDocument(self, path, found["name"], found["num_pages"])
-        info = found["info"]
+        return self.video(path, found["name"], found["info"])
+
+    def video(self, path: str, name: str, info: VideoInfo) -> Video:
+        """A video that has been probed; its frames and its sound are decoded when asked for.
+
+        Args:
+            path: The file.
+            name: How messages call it.
+            info: What probing found.
+        """
         return Video(
-            name=found["name"],
+            name=name,
             info=info,
             reader=RemoteFrames(self, path),
             limits=self.limits,

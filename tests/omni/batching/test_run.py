@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -19,6 +20,7 @@ from omni.batching.spans import Span
 from omni.errors import CorruptMediaError, RequestError, SchemaError, StoppedError
 from omni.media import load_media
 from omni.media.isolated import Decoder
+from omni.media.isolated_process import Server
 from tests.support import media as samples
 from tests.support import tiny_omni
 
@@ -30,7 +32,10 @@ class LocalDecoder(Decoder):
     """Media without a child process, whose own tests are in tests/omni/media."""
 
     def start(self):
-        pass
+        self.server = Server(self.limits, None)
+
+    def call(self, path, command, *arguments):
+        return getattr(self.server, command)(*arguments)
 
     def open(self, path):
         media = load_media(path)
@@ -432,16 +437,26 @@ def test_nothing_is_combined_when_a_part_has_failed(tmp_path, assistant, monkeyp
     )
 
 
-def test_a_cache_gives_the_same_answers_and_spares_the_encoders(
-    folder, assistant, tmp_path, monkeypatch
+@pytest.mark.parametrize("parts", [{}, {"per": "page", "chunk_s": 1.0}])
+def test_a_cache_gives_the_same_answers_and_spares_decoders_and_encoders(
+    folder, assistant, tmp_path, monkeypatch, parts
 ):
-    expected = records(folder, assistant)
-    cache = {"cache": tmp_path / "features", "cache_size": "1GB"}
+    expected = records(folder, assistant, **parts)
+    cache = {"cache": tmp_path / "features", "cache_size": "1GB", **parts}
     assert records(folder, assistant, **cache) == expected
-    towers = []
+    towers, opened = [], []
     monkeypatch.setattr(feature_cache, "run_tower", lambda *given: towers.append(given))
-    assert records(folder, assistant, **cache) == expected
+
+    class Watched(decoders.Decoder):
+        def open(self, path):
+            opened.append(Path(path).name)
+            return super().open(path)
+
+    monkeypatch.setattr(decoders, "Decoder", Watched)
+    other = tiny_omni.assistant()  # whose decoder is not open yet
+    assert records(folder, other, **cache) == expected
     assert towers == []
+    assert set(opened) == {"damaged.png"}
 
 
 def test_memory_does_not_hold_the_results(tmp_path, assistant):
