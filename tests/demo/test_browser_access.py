@@ -17,7 +17,7 @@ def show_evidence(window, name: str) -> None:
         panel.locator("button.sample").nth(1 if name == "Document" else 0).click()
         window.page.locator(f"#{name.lower()}-shown .shown").wait_for()
     if name == "Document":
-        window.page.locator("#document-shown figure.source").wait_for()
+        window.page.locator("#document-shown figure.source").first.wait_for()
     if name == "Audio":
         window.page.locator("#audio-transcribe").click()
         window.page.locator("#audio-transcript tbody tr").wait_for()
