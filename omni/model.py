@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from encoders import ParakeetTower, RadioTower, TokenMerging
@@ -21,6 +20,7 @@ from omni.config import OmniConfig
 from omni.encoding import StageTimes, encode_media
 from omni.errors import RequestError
 from omni.fusion import fuse
+from omni.hf_generation import OmniGenerationMixin
 from omni.inputs import MediaItem, Modality
 from omni.loading import as_dtype
 from omni.loss import next_token_loss
@@ -28,19 +28,11 @@ from omni.memory import check_memory
 from omni.projector import Projector
 from omni.quantization import QuantizationConfig, quantize_modules
 from omni.tensors import media_from_tensors
-from token_reduction import QueryResampler, Reducer, TokenLayout, TokenScorer, build
-
-# Media arguments of transformers' model; see `omni.tensors`.
-MEDIA_TENSORS = (
-    "pixel_values",
-    "image_grid_hw",
-    "pixel_values_videos",
-    "input_features",
-    "input_features_mask",
-)
+from omni.trained_reducers import TrainedReducers
+from token_reduction import Reducer, TokenLayout, build
 
 
-class OmniModel(PreTrainedModel, GenerationMixin):
+class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
     """Audio, image, video and text in, scores over text tokens out.
 
     1. Encode every medium: tower, fixed reduction, projector, chosen reduction (`omni.encoding`).
@@ -90,12 +82,7 @@ class OmniModel(PreTrainedModel, GenerationMixin):
         self.pixel_shuffle = build(f"pixel_shuffle({config.downsample_ratio})")
         self.tubelet = build(f"tubelet({config.tubelet_frames})")
         self.post_init()
-        self.token_scorers = nn.ModuleDict()
-        for modality in config.token_scorers:
-            self.token_scorers[modality] = TokenScorer(text.hidden_size)
-        self.resamplers = nn.ModuleDict()
-        for modality, (_, most) in config.resamplers.items():
-            self.resamplers[modality] = QueryResampler(text.hidden_size, most)
+        self.hold_trained_reducers(config)
         if choices := QuantizationConfig.of(config):
             quantize_modules(self, choices)
 
@@ -174,54 +161,6 @@ class OmniModel(PreTrainedModel, GenerationMixin):
             "video": [self.tubelet, self.pixel_shuffle],
             "audio": [],
         }[modality]
-
-    def build_reducer(self, item: MediaItem) -> Reducer:
-        """What reduces an item's projected tokens, with this model's trained weights."""
-        weights: dict[str, nn.Module] = {}
-        if item.modality in self.token_scorers:
-            weights["scorer"] = self.token_scorers[item.modality]
-        if item.modality in self.resamplers:
-            weights["resampler"] = self.resamplers[item.modality]
-        return build(item.reduction).part("after_projector").bind(weights)
-
-    def add_token_scorer(self, modality: Modality, rates: tuple[float, float]) -> TokenScorer:
-        """Give the model an untrained scorer for the reducer `learned`; one that exists is kept.
-
-        Args:
-            modality: What it will score.
-            rates: Lowest and highest rate that it will be trained at; saved with the checkpoint.
-        """
-        as_floats = [float(rate) for rate in rates]
-        self.config.token_scorers = {**self.config.token_scorers, modality: as_floats}
-        if modality not in self.token_scorers:
-            new = TokenScorer(self.config.text_config.hidden_size)
-            self.token_scorers[modality] = new.to(self.device, self.dtype)
-        scorer = self.token_scorers[modality]
-        assert isinstance(scorer, TokenScorer)
-        return scorer
-
-    def add_resampler(self, modality: Modality, queries: tuple[int, int]) -> QueryResampler:
-        """Give the model untrained queries for the reducer `resampler`; those that exist are kept.
-
-        Args:
-            modality: What they will read.
-            queries: Fewest and most that they will be trained with; saved with the checkpoint.
-
-        Raises:
-            RequestError: It has fewer or more queries already.
-        """
-        if modality not in self.resamplers:
-            new = QueryResampler(self.config.text_config.hidden_size, queries[1])
-            self.resamplers[modality] = new.to(self.device, self.dtype)
-        resampler = self.resamplers[modality]
-        assert isinstance(resampler, QueryResampler)
-        if resampler.num_queries != queries[1]:
-            raise RequestError(
-                f"The model has {resampler.num_queries} queries for {modality}, but {queries[1]} "
-                "are asked for. Train those it has, or start from a checkpoint without."
-            )
-        self.config.resamplers = {**self.config.resamplers, modality: list(queries)}
-        return resampler
 
     def encode_tubelets(
         self,
@@ -488,35 +427,3 @@ class OmniModel(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The decoder's output layer."""
         return self.language_model.lm_head
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the hybrid cache is made in forward
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat rows for beams and samples, and with each row its media."""
-        if expand_size > 1 and input_ids is not None:
-            tensors = {name: kwargs.pop(name, None) for name in MEDIA_TENSORS}
-            media = list(kwargs.pop("media", None) or [])
-            if any(value is not None for value in tensors.values()):
-                media += media_from_tensors(self.config, input_ids, **tensors)
-            kwargs["media"] = [
-                replace(item, row=item.row * expand_size + copy)
-                for item in media
-                for copy in range(expand_size)
-            ]
-        return super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """First call: the whole prompt with its media. Later calls: what the cache has not read."""
-        kept = {"attention_mask": kwargs.get("attention_mask"), "use_cache": True}
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if past:
-            return {"input_ids": input_ids[:, past:], "past_key_values": past_key_values, **kept}
-        names = ("media", "segment_ids", *MEDIA_TENSORS)
-        media = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        return {"input_ids": input_ids, "logits_to_keep": 1, **kept, **media}

@@ -153,11 +153,12 @@ def test_workspaces_answer_programs_by_the_names_of_their_controls(server) -> No
     pages = handle_file(MEDIA / "pages.pdf")
     asked = {"file": pages, "question": "What is printed here?", "api_name": "/document_ask"}
     answer, shown, ledger = client.predict(**asked)
-    assert answer.startswith("TOTAL")
     assert "read before" not in ledger
-    assert re.findall(
+    sources = re.findall(
         r"pages.pdf page (\d)</b>[^<]*<span[^>]*>used</span> <span[^>]*>source", shown
-    ) == ["3"]
+    )
+    assert "3" in sources, answer
+    assert "2" not in sources, answer  # a page with a drawing only
     answer, shown, ledger = client.predict(**asked | {"question": "What is drawn here?"})
     assert (answer, shown.count("state source")) == ("Blue circle.", 1)
     assert "read before" in ledger  # from what the first question read

@@ -89,15 +89,18 @@ def test_the_score_does_not_depend_on_the_chunks_and_nothing_left_out_is_nothing
     assert leave_out(ASSISTANT.model, embeddings, ids, [slice(5, 5)]) == [0.0]
 
 
-def test_the_page_that_was_read_is_the_source_of_what_was_read():
-    assistant = omni.load()
-    for question, page in (("What is printed here?", 2), ("What is drawn here?", 1)):
-        answer = assistant.ask(question, MEDIA / "pages.pdf", max_new_tokens=16).text
-        supports = media_support(
-            assistant, question, MEDIA / "pages.pdf", answer=answer, max_new_tokens=16
-        )
-        assert [support.is_source for support in supports] == [i == page for i in range(3)]
-        assert supports[page].times > 100
+@pytest.mark.parametrize(
+    ("question", "page", "never"),  # pages 0 and 2 have a printed line each, page 1 a drawing
+    [("What is printed here?", 2, {1}), ("What is drawn here?", 1, {0, 2})],
+)
+def test_the_page_that_was_read_is_the_source_of_what_was_read(question, page, never):
+    assistant, pages = omni.load(), MEDIA / "pages.pdf"
+    answer = assistant.ask(question, pages, max_new_tokens=16).text
+    supports = media_support(assistant, question, pages, answer=answer, max_new_tokens=16)
+    sources = {i for i, support in enumerate(supports) if support.is_source}
+    assert page in sources
+    assert not sources & never
+    assert supports[page].times > 100
 
 
 def test_an_empty_answer_comes_from_nowhere():

@@ -23,18 +23,6 @@ class CountingDecoder(Decoder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    samples.write_image(folder / "picture.png", picture(40, 60))
-    samples.write_video(
-        folder / "clip.mp4", samples.moving_square(24), fps=12, audio=samples.sine(2.0)
-    )
-    samples.write_wav(folder / "tone.wav", samples.sine(1.5, sampling_rate=8_000), 8_000)
-    samples.write_pdf(folder / "two.pdf", [["one"], ["two"]])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def decoder():
     with CountingDecoder() as decoder:
         yield decoder
