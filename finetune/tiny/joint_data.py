@@ -32,10 +32,11 @@ from finetune.tiny.audio_data import (
 )
 from finetune.tiny.audio_pool import SOURCE_WEIGHTS
 from finetune.tiny.audio_voices import synthetic_clips
+from finetune.tiny.bands import cut_band, render_band
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
-from finetune.tiny.receipts import cut, receipt_lines
+from finetune.tiny.receipts import cut, receipt_lines, receipt_pages
 from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.media import Audio, Image, Video, load_media
@@ -44,7 +45,8 @@ FPS = 4  # frames a second that the checkpoint samples; drawn clips have about a
 
 # How often each kind of subject is drawn for training. Reading is the hardest to learn.
 SHARES = {
-    "line": 0.50,
+    "line": 0.20,
+    "band": 0.30,
     "photo": 0.10,
     "word": 0.19,
     "digits": 0.02,
@@ -53,6 +55,7 @@ SHARES = {
     "still": 0.04,
 }
 RECEIPT_SHARE = 0.35  # of the printed lines in training
+BAND_RECEIPT_SHARE = 0.5  # of the bands, also of those held out
 
 
 class Subject(NamedTuple):
@@ -100,6 +103,7 @@ class Subjects:
         self._words = draw_words(np.random.default_rng(0), self.clips, SOURCE_WEIGHTS)
         self._makers: dict[str, Callable[[Generator], Subject]] = {
             "line": self.line,
+            "band": self.band,
             "photo": self.photo,
             "word": self.word,
             "digits": self.digits,
@@ -125,6 +129,17 @@ class Subjects:
             return _picture("line", cut(crop, rng), {"label": crop.text})
         line = render_line(rng, find_fonts(self.split))
         return _picture("line", line.image, {"label": line.text})
+
+    def band(self, rng: Generator) -> Subject:
+        """Draw a strip of a page with one to three long lines; often one of a receipt."""
+        band = None
+        pages = receipt_pages(self.data, self.split)
+        if rng.random() < BAND_RECEIPT_SHARE:
+            while band is None:
+                band = cut_band(rng, pages[int(rng.integers(len(pages)))])
+        else:
+            band = render_band(rng, find_fonts(self.split))
+        return _picture("band", band.image, {"label": band.text})
 
     def photo(self, rng: Generator, index: int | None = None) -> Subject:
         """Draw a photograph of one of ten objects."""
@@ -232,6 +247,7 @@ def turns_about(
 
 _TASKS_OF = {
     "line": ("line",),
+    "band": ("line",),
     "photo": ("object",),
     "word": ("digit", "digit", "word"),
     "digits": ("digits",),
@@ -297,6 +313,16 @@ def chat(media: Sequence[Any], turns: Sequence[Turn], *, answered: bool) -> list
     return messages
 
 
+def reading_turn(rng: Generator, bands: Sequence[Subject]) -> Turn:
+    """Ask for all that is printed in several bands, from the first to the last.
+
+    Args:
+        rng: Source of randomness.
+        bands: In prompt order.
+    """
+    return Turn("line", questions.ask_line(rng), "\n".join(b.facts["label"] for b in bands))
+
+
 ORDINALS = (("first", "1"), ("second", "2"))
 
 
@@ -322,6 +348,7 @@ def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
 
 _KIND_OF = {
     "line": "picture",
+    "band": "picture",
     "photo": "picture",
     "handwritten": "picture",
     "still": "picture",

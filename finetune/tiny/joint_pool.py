@@ -22,6 +22,7 @@ from finetune.tiny.joint_data import (
     Turn,
     chat,
     pair_turn,
+    reading_turn,
     text_turn,
     turns_about,
 )
@@ -38,6 +39,7 @@ from omni.towers import batch_key, run_tower
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.04, 0.01, 0.7
+SEVERAL_BANDS_SHARE = 0.25  # of the bands: two to four are read one after the other
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 
@@ -199,6 +201,9 @@ class Pool:
             return self._inputs(pair, [pair_turn(rng, [e.subject for e in pair])])
         kind -= PAIR_SHARE
         encoded = self._held(self._tasks(1)[0])
+        if encoded.subject.task == "band" and rng.random() < SEVERAL_BANDS_SHARE:
+            several = [encoded, *(self._held("band") for _ in range(int(rng.integers(1, 4))))]
+            return self._inputs(several, [reading_turn(rng, [e.subject for e in several])])
         if kind < OFF_TOPIC_SHARE:
             return self._inputs([encoded], [text_turn(rng)])
         count = 4 if rng.random() < MORE_TURNS_SHARE else 1

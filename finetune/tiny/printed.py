@@ -112,7 +112,7 @@ def render_line(
         wished = rng.integers(1, MAX_CHARACTERS + 1) if rng.random() < 0.15 else round(roomy)
         text = random_text(rng, int(np.clip(wished, 1, MAX_CHARACTERS)))
 
-    paper, ink = _paper_and_ink(rng)
+    paper, ink = paper_and_ink(rng)
     style = _Style(fill=float(rng.uniform(0.55, 0.95)), paper=paper, ink=ink)
     line = _draw_line(rng, fonts, (height, width), text, style)
     return line._replace(image=damage(rng, Image.fromarray(line.image)))
@@ -133,7 +133,7 @@ def render_block(
         Its lines, which all carry the same picture and may be longer than 12 characters.
     """
     height, width = size
-    paper, ink = ((255, 255, 255), (0, 0, 0)) if easy else _paper_and_ink(rng)
+    paper, ink = ((255, 255, 255), (0, 0, 0)) if easy else paper_and_ink(rng)
     chosen = _plain(fonts) if easy else fonts
     family = chosen.families[str(rng.choice(list(chosen.families)))]
     pixels = round(float(np.exp(rng.uniform(np.log(17), np.log(44)))))
@@ -255,7 +255,7 @@ def _draw_line(
     )
 
 
-def _paper_and_ink(rng: Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def paper_and_ink(rng: Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Two colours with clear contrast, mostly dark ink on white paper."""
     if rng.random() < 0.4:
         return (255, 255, 255), (0, 0, 0)

@@ -8,6 +8,7 @@ marks.
 import json
 import zlib
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from finetune.tiny.printed import CHARACTERS, MAX_CHARACTERS
 
 VALIDATION_SHARE = 0.1
 RESERVED_FIELDS = ("company", "address")
+RESERVED_SHARE = 0.36  # of a page, from the top: company and address of 99 % of the receipts
 MIN_PIXELS = 8  # lines with a shorter side are marks, not text
 
 
@@ -36,32 +38,99 @@ class Crop(NamedTuple):
     text: str
 
 
+class Page(NamedTuple):
+    """A receipt and its lines."""
+
+    image: UInt8[np.ndarray, "height width"]
+    """The whole scan, grey."""
+    lines: tuple[Crop, ...]
+    reserved: str
+    """Company and address, in capitals."""
+    reserved_until: int
+    """The first pixel row below all lines that may belong to them."""
+
+
 @cache
-def receipt_lines(data: Path, split: Split) -> tuple[Crop, ...]:
-    """Load all short lines of the receipts of one side of the split.
+def receipt_pages(data: Path, split: Split) -> tuple[Page, ...]:
+    """Load the receipts of one side of the split.
 
     Args:
         data: Folder with `sroie/manifest.jsonl` and `sroie/images/`.
         split: Which part; a fixed tenth of the shops, by name, is for validation.
     """
-    crops = []
+    pages = []
     folder = data / "sroie"
     for row in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
         key = row["key"]
         if is_held_out(str(key.get("company"))) != (split == "validation"):
             continue
-        with Image.open(folder / row["file"]) as image:
-            receipt = np.asarray(image.convert("L"))
+        with Image.open(folder / row["file"]) as picture:
+            image = np.asarray(picture.convert("L"))
+        lines = tuple(
+            Crop(image, tuple(line["box"]), " ".join(line["text"].split())) for line in row["lines"]
+        )
         reserved = " ".join(str(key.get(name, "")) for name in RESERVED_FIELDS).upper()
-        for line in row["lines"]:
-            text = " ".join(line["text"].split())
-            readable = 0 < len(text) <= MAX_CHARACTERS and set(text) <= set(CHARACTERS)
-            is_reserved = any(map(str.isalpha, text)) and text.upper() in reserved
-            left, top, right, bottom = line["box"]
+        until = [line.box[3] for line in lines if is_reserved(line.text, reserved)]
+        top = round(RESERVED_SHARE * len(image))
+        pages.append(Page(image, lines, reserved, max([top, *until])))
+    return tuple(pages)
+
+
+@cache
+def receipt_lines(data: Path, split: Split) -> tuple[Crop, ...]:
+    """Return all short lines of the receipts of one side of the split.
+
+    Args:
+        data: As `receipt_pages`.
+        split: As `receipt_pages`.
+    """
+    crops = []
+    for page in receipt_pages(data, split):
+        for line in page.lines:
+            left, top, right, bottom = line.box
+            readable = 0 < len(line.text) <= MAX_CHARACTERS and set(line.text) <= set(CHARACTERS)
             is_drawn = right - left >= MIN_PIXELS and bottom - top >= MIN_PIXELS
-            if readable and is_drawn and not is_reserved:
-                crops.append(Crop(receipt, (left, top, right, bottom), text))
+            if readable and is_drawn and not is_reserved(line.text, page.reserved):
+                crops.append(line)
     return tuple(crops)
+
+
+def is_reserved(text: str, reserved: str) -> bool:
+    """Whether a line is part of a company's name or address.
+
+    Args:
+        text: The line.
+        reserved: Both fields, in capitals.
+    """
+    return any(map(str.isalpha, text)) and text.upper() in reserved
+
+
+def text_between(lines: Sequence[Crop], top: int, bottom: int) -> str:
+    """Read the lines whose middle lies between two heights.
+
+    Args:
+        lines: Of a page, in any order.
+        top: First pixel row.
+        bottom: The row after the last one.
+
+    Returns:
+        Their texts from top to bottom; pieces at one height in a line, from left to right.
+    """
+    rows: list[list[Crop]] = []
+    height = 0.0
+    for line in sorted(lines, key=_middle):
+        if not top <= _middle(line) < bottom:
+            continue
+        if not rows or _middle(line) - height > 0.5 * (line.box[3] - line.box[1]):
+            rows.append([])
+            height = _middle(line)
+        rows[-1].append(line)
+    ordered = (sorted(row, key=lambda line: line.box[0]) for row in rows)
+    return "\n".join(" ".join(line.text for line in row) for row in ordered)
+
+
+def _middle(line: Crop) -> float:
+    return (line.box[1] + line.box[3]) / 2
 
 
 def cut(crop: Crop, rng: Generator | None = None) -> UInt8[np.ndarray, "height width 3"]:
