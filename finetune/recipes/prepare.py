@@ -23,7 +23,7 @@ from PIL import Image
 
 from finetune.tiny.drawing import COLOURS, DIRECTIONS, draw_frame, random_motion
 from finetune.tiny.joint_data import encode_clip
-from finetune.tiny.receipts import is_held_out
+from finetune.tiny.receipts import Crop, is_held_out, text_between
 from omni.errors import RequestError
 
 TEST_SHARE = 0.15
@@ -80,12 +80,14 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
         bands = []
         with Image.open(source / row["file"]) as page:
             grey = page.convert("L")
+        pixels = np.asarray(grey)
+        lines = [Crop(pixels, tuple(line["box"]), line["text"]) for line in row["lines"]]
         bottom = round(TOP_SHARE * grey.height)
         for number, top in enumerate(range(0, bottom, BAND_PIXELS - BAND_OVERLAP)):
             name = f"bands/{row['id']}-{number}.png"
             grey.crop((0, top, grey.width, top + BAND_PIXELS)).save(out / name)
             bands.append(name)
-            text = _text_between(row["lines"], top, top + BAND_PIXELS)
+            text = text_between(lines, top, top + BAND_PIXELS)
             if text and not held_out:
                 yield False, conversation("What is written here?", text, images=[name])
         answer = json.dumps({"company": key["company"], "address": key["address"]})
@@ -110,12 +112,6 @@ def _chain_of(company: str) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Z0-9]", "", text.upper())
-
-
-def _text_between(lines: list[Row], top: int, bottom: int) -> str:
-    """The lines whose middle lies between two heights, from top to bottom."""
-    middles = sorted(((line["box"][1] + line["box"][3]) / 2, line["text"]) for line in lines)
-    return "\n".join(text for middle, text in middles if top <= middle < bottom)
 
 
 def words(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:

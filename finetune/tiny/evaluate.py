@@ -17,13 +17,14 @@ from PIL import Image as Picture
 
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
 from finetune.tiny.joint_data import Subject, Subjects, Turn, chat, text_turn, turns_about
+from finetune.tiny.receipts import receipt_lines
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
 from omni.assistant import Assistant
 from omni.media import Audio, Image
 
 BATCH = 24
-MAX_ANSWER_TOKENS = 48
+MAX_ANSWER_TOKENS = 160  # a strip of three long lines, letter by letter
 Z = 1.96  # of a 95 % interval
 
 
@@ -50,6 +51,12 @@ ABILITIES = {
     "object": Ability(name="main object of a photo, ten classes", floor=0.45),
     "handwritten": Ability(name="handwritten digit", floor=0.93),
     "line": Ability(name="printed line, unseen fonts (character error)", floor=0.25, is_error=True),
+    "receipt_line": Ability(
+        name="line of a real receipt, unseen shops (character error)", is_error=True
+    ),
+    "band": Ability(
+        name="strip of a page: one to three long lines (character error)", is_error=True
+    ),
     "direction": Ability(name="clip: direction of the moving shape", floor=0.80),
     "colour": Ability(name="clip: colour of the moving shape", floor=0.80),
     "shape": Ability(name="clip: kind of shape"),
@@ -174,6 +181,16 @@ def make_cases(
             "handwritten",
         ),
         "line": lambda: about("line", many("line", "line"), "line"),
+        "receipt_line": lambda: about(
+            "receipt_line",
+            pictures(
+                "receipt_line",
+                len(receipt_lines(data, "validation")),
+                lambda _, i: subjects.receipt_line(i),
+            ),
+            "line",
+        ),
+        "band": lambda: about("band", many("band", "band"), "line"),
         "direction": lambda: about("direction", many("direction", "clip", clips), "direction"),
         "colour": lambda: about("colour", many("colour", "clip", clips), "colour"),
         "shape": lambda: about("shape", many("shape", "clip", clips), "shape"),

@@ -124,11 +124,16 @@ class Subjects:
     def line(self, rng: Generator) -> Subject:
         """Draw a printed line, in the fonts of the split; in training often one of a receipt."""
         if self.is_training and rng.random() < RECEIPT_SHARE:
-            crops = receipt_lines(self.data, self.split)
-            crop = crops[int(rng.integers(len(crops)))]
-            return _picture("line", cut(crop, rng), {"label": crop.text})
+            return self.receipt_line(
+                int(rng.integers(len(receipt_lines(self.data, self.split)))), rng
+            )
         line = render_line(rng, find_fonts(self.split))
         return _picture("line", line.image, {"label": line.text})
+
+    def receipt_line(self, index: int, rng: Generator | None = None) -> Subject:
+        """Cut a short line out of its receipt, less exactly if `rng` is given."""
+        crop = receipt_lines(self.data, self.split)[index]
+        return _picture("line", cut(crop, rng), {"label": crop.text})
 
     def band(self, rng: Generator) -> Subject:
         """Draw a strip of a page with one to three long lines; often one of a receipt."""
