@@ -1,12 +1,15 @@
-"""What the towers gave for each medium, kept on disk.
+"""What the towers gave for each medium, kept on disk, and what is known about the medium itself.
 
-An entry is named by the weights of the towers and by one of two things:
+What the towers gave is named by the weights of the towers and by one of two things:
 
 - the very values that the tower would read (decoded, resized and normalised pixels, or the log-mel
   spectrogram), one entry a window: whatever setting, file or library changes these gives another
   name, and nothing else does;
 - a name for the medium's bytes, and all that was planned with it, one entry a medium: then what is
   there needs no decoding either.
+
+What is known about a medium (sizes, times, lengths) is named by its bytes alone: neither the model
+nor the place of the file matters.
 """
 
 import hashlib
@@ -31,7 +34,7 @@ from omni.inputs import LazyWindows, MediaItem, OmniInputs, Window
 from omni.model import OmniModel
 from omni.towers import merging_rate, needs_attention, run_tower
 
-VERSION = 2
+VERSION = 3
 
 
 class FeatureCache:
@@ -48,11 +51,11 @@ class FeatureCache:
         self.folder, self.model, self.max_bytes = folder, model, max_bytes
         self.hits = self.misses = 0
         self.lock = threading.Lock()  # of the size; several threads may encode
-        digest = hashlib.sha256(f"{VERSION} {model.dtype}".encode())
+        how = (VERSION, model.dtype, model.config.audio_normalize)
+        digest = hashlib.sha256(" ".join(map(str, how)).encode())
         for tower in (model.vision_model, model.audio_tower):
             if tower is None:
                 continue
-            digest.update(model.config.audio_normalize.encode())
             digest.update(json.dumps(tower.config.to_dict(), sort_keys=True, default=str).encode())
             for name, value in tower.state_dict().items():
                 digest.update(name.encode())
@@ -83,17 +86,20 @@ class FeatureCache:
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """What `keep_facts` was given under a name; None if it was nothing, or is gone."""
-        path = self._path(("facts", name))
+        path = self._path_of_facts(name)
         try:
             found: dict[str, Any] = json.loads(path.read_text())
             os.utime(path)
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            return None
+        except ValueError:  # torn by a full disk, say
+            _remove(path)
             return None
         return found
 
     def keep_facts(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep what is known about a medium, so that it can be planned without being opened."""
-        path = self._path(("facts", name))
+        path = self._path_of_facts(name)
         with _new(path) as new:
             new.write_text(json.dumps(facts))
         self._added(path)
@@ -161,10 +167,15 @@ class FeatureCache:
             [hidden], _ = run_tower(self.model, [item], [(0, window)])
         return window._replace(rows=hidden.detach().cpu().contiguous(), is_hidden=True)
 
+    def _path_of_facts(self, name: str) -> Path:
+        return self._place(hashlib.sha256(f"{VERSION} facts {name}".encode()).hexdigest())
+
     def _path(self, facts: tuple[Any, ...], content: bytes = b"") -> Path:
         digest = hashlib.sha256(self.tower_digest + repr(facts).encode())
         digest.update(content)
-        key = digest.hexdigest()
+        return self._place(digest.hexdigest())
+
+    def _place(self, key: str) -> Path:
         (self.folder / key[:2]).mkdir(exist_ok=True)
         return self.folder / key[:2] / key
 

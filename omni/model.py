@@ -15,6 +15,7 @@ from encoders import ParakeetTower, RadioTower, TokenMerging
 from omni.backbone.cache import HybridCache
 from omni.backbone.model import HybridForCausalLM
 from omni.backbone.moe import lay_columns
+from omni.backbone.products import use_fast_products
 from omni.checkpoint import materialise, read_config, resolve_checkpoint, save_checkpoint
 from omni.config import OmniConfig
 from omni.encoding import StageTimes, encode_media
@@ -83,6 +84,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
         self.tubelet = build(f"tubelet({config.tubelet_frames})")
         self.post_init()
         self.hold_trained_reducers(config)
+        use_fast_products(self)
         if choices := QuantizationConfig.of(config):
             quantize_modules(self, choices)
 

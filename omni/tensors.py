@@ -68,6 +68,13 @@ def media_from_tensors(
     visual = _place(items, input_ids, config.image_token_id)
     clips: list[MediaItem] = []
     if input_features is not None:
+        if config.audio_normalize != "per_feature":
+            warnings.warn(
+                f"This checkpoint was trained on log-mel features normalised over "
+                f"{config.audio_normalize!r} (audio_normalize), and transformers' extractor "
+                "normalises per feature. Build OmniInputs with omni's processor.",
+                stacklevel=2,
+            )
         clips = _clips(config, input_features, input_features_mask)
     return visual + _place(clips, input_ids, config.audio_token_id)
 

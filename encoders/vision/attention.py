@@ -9,6 +9,7 @@ Shape legend
   n = items, T = tokens of an item (class and register tokens in front), c = class tokens.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 @contextmanager
 def watch_class_attention(tower: Any) -> Iterator[list[Tensor]]:
-    """Record the attention of the class tokens while the tower runs inside the block.
+    """Record the attention of the class tokens while this thread runs the tower inside the block.
 
     Args:
         tower: A `RadioTower` (or transformers' `RadioModel`) with at least one class token.
@@ -40,8 +41,11 @@ def watch_class_attention(tower: Any) -> Iterator[list[Tensor]]:
             "to; choose a reducer that needs no attention."
         )
     seen: list[Tensor] = []
+    watching = threading.get_ident()  # other threads may run the same tower meanwhile
 
     def record(attention: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != watching:
+            return
         hidden_states = args[0] if args else kwargs["hidden_states"]
         bounds = kwargs.get("cu_seqlens")
         items = (

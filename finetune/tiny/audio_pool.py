@@ -33,8 +33,7 @@ from finetune.tiny.audio_data import (
 )
 
 NUM_MEL_BINS = 80
-# A perceptron on 32 x 32 log-mel values tells 85 % of the digits of a new speaker apart this way,
-# and 68 % if each bin is normalised by itself: closely cut clips hold little but one vowel.
+# Closely cut clips hold little but one vowel, which normalising each bin takes away (docs/adr/0013).
 NORMALIZE: Normalize = "all_features"
 SOURCE_WEIGHTS = {"speech_commands": 0.45, "fsdd": 0.15, "voices": 0.4}
 

@@ -349,6 +349,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         Arguments and errors are those of `HybridModel.forward`; `return_dict=False` gives a tuple,
         as in transformers. `logits` are at least float32.
         """
+        past = 0 if cache is None else cache.get_seq_length()
         output = self.model(
             input_ids,
             inputs_embeds=inputs_embeds,
@@ -362,7 +363,9 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             hidden = output.last_hidden_state
             assert hidden is not None
             compiled = self.model.compiled
-            if compiled is not None and cache is not None and hidden.shape[:2] == (1, 1):
+            # The last position of a longer prompt looks the same, but lies differently in memory.
+            is_step = cache is not None and cache.get_seq_length() == past + 1
+            if compiled is not None and is_step and compiled.takes(hidden, None, past):
                 output.logits = compiled.score(self.lm_head, hidden)
             else:
                 output.logits = upcast(self.lm_head(hidden))

@@ -1,8 +1,8 @@
 """Threads in which the model answers: two of them fill each other's pauses.
 
 Between the products of a small model lie many small operations that one core does alone. Two groups
-of prompts at the same time, each with half of the cores, keep all of them busy (measured with
-`omni-tiny` on two cores: 1.5 times as fast). A large model is bound by its products or by reading
+of prompts at the same time, each with half of the cores, keep all of them busy
+(`benchmarks/batch_throughput.py` measures it). A large model is bound by its products or by reading
 its weights, and gains nothing for the memory of a second group.
 """
 
@@ -39,8 +39,13 @@ def model_threads(workers: int) -> ThreadPoolExecutor:
         begun.wait()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="model", initializer=begin)
-    for _ in range(workers):
-        pool.submit(int)  # a thread is started when none waits for work, and these wait for all
-    begun.wait()
+    try:
+        for _ in range(workers):
+            pool.submit(int)  # a thread is started when none waits for work, and these wait for all
+        begun.wait()
+    except BaseException:  # no thread to be had, or Ctrl-C: those that wait must not wait for ever
+        begun.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
     torch.set_num_threads(cores)
     return pool

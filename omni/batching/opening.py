@@ -21,7 +21,7 @@ class Opener:
 
     def __init__(self, decoder: Decoder, limits: MediaLimits, cache: FeatureCache | None) -> None:
         self.decoder, self.limits, self.cache = decoder, limits, cache
-        self.last: tuple[str, Media] | None = None
+        self.last: tuple[tuple[str, str | None], Media] | None = None
 
     def __call__(self, path: str, content: str | None) -> Media:
         """Open a file, or recall it.
@@ -33,13 +33,14 @@ class Opener:
         Raises:
             MediaError: The gateway refuses it.
         """
-        if self.last is None or self.last[0] != path:
-            self.last = path, self._find(path, f"{content} {path} {self.limits}")
+        if self.last is None or self.last[0] != (path, content):
+            self.last = (path, content), self._find(path, content)
         return self.last[1]
 
-    def _find(self, path: str, name: str) -> Media:
+    def _find(self, path: str, content: str | None) -> Media:
         if self.cache is None:
             return self.decoder.open(path)
+        name = f"{content} {self.limits}"
         if (facts := self.cache.facts(name)) is not None:
             return recall(self.decoder, path, facts)
         media = self.decoder.open(path)

@@ -149,7 +149,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.model = {"name": assistant.name, "fingerprint": own}
         settings = settings_of(media, generation)
         settings |= {name: options.get(name) for name in ("thinking", "tools")}
-        self.facts = {
+        self.provenance = {
             "seed": generation.seed,
             "model": self.model,
             "versions": {
@@ -230,7 +230,11 @@ class BatchRun(Iterator[dict[str, Any]]):
         try:
             for window in self._windows():
                 groups = find_groups(window, self.batch_size, at_once=self.workers)
-                following = (window, [model.submit(self._answer_group, group) for group in groups])
+                answered = [model.submit(self._answer_group, group) for group in groups]
+                if combining := [task for task in window if task.parts]:
+                    # Its turn comes when the groups before it have begun, so it can wait for them.
+                    answered.append(model.submit(self._combine, combining, tuple(answered)))
+                following = (window, answered)
                 if before is not None:
                     yield from self._records(*before, model)
                 before = following
@@ -333,12 +337,17 @@ class BatchRun(Iterator[dict[str, Any]]):
             check_stop()
             self._answer(group)
 
+    def _combine(self, tasks: Sequence[Task], parts: Sequence[Future[None]]) -> None:
+        for part in parts:
+            part.result()
+        self._answer_combined(tasks)
+
     def _answer_combined(self, tasks: Sequence[Task]) -> None:
         """Answer what combines answers, when these are there."""
         waiting = {task.key: task for task in tasks if self._find(task) is None}
         for task in waiting.values():
             self._prepare_combined(task)
-        for group in find_groups(list(waiting.values()), self.batch_size):
+        for group in find_groups(list(waiting.values()), self.batch_size, at_once=self.workers):
             self._answer_group(group)
 
     def _answer(self, group: Sequence[Lot]) -> None:
@@ -363,14 +372,14 @@ class BatchRun(Iterator[dict[str, Any]]):
             return
         tasks = [task for lot in group for task in lot]
         for task, reply in zip(tasks, replies, strict=True):
-            self.journal.add(task.key, {**make_result(reply), **self.facts})
+            self.journal.add(task.key, {**make_result(reply), **self.provenance})
             self._note_times(task, reply, len(tasks))
             task.inputs = None
 
     def _fail(self, task: Task, error: Exception) -> None:
         lines = str(error).splitlines()
         found = {"class": type(error).__name__, "message": lines[0] if lines else ""}
-        self.journal.add(task.error_key, {"error": found, **self.facts})
+        self.journal.add(task.error_key, {"error": found, **self.provenance})
         task.inputs = task.error = None  # an error holds on to the frames that it came through
         self._count_computed()
 
@@ -407,8 +416,6 @@ class BatchRun(Iterator[dict[str, Any]]):
         """The records of a window, as soon as it is answered."""
         for group in answered:
             group.result()
-        if combining := [task for task in window if task.parts]:
-            model.submit(self._answer_combined, combining).result()
         self.awaited.difference_update(task.key for task in window)
         for task in window:
             if self._find(task) is None:  # an equal file before it has failed
@@ -429,5 +436,5 @@ class BatchRun(Iterator[dict[str, Any]]):
             self._answer_combined([task])
             return
         self._prepare([task])
-        for group in find_groups([task], self.batch_size):
+        for group in find_groups([task], self.batch_size, at_once=self.workers):
             self._answer_group(group)

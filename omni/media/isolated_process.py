@@ -13,6 +13,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -57,6 +58,9 @@ def receive(stream: IO[bytes]) -> Any:
     return pickle.loads(data)
 
 
+FileState = tuple[int, ...]
+
+
 class StreamLostError(OmniError):
     """The child which had the stream has ended, and this is the next one."""
 
@@ -72,7 +76,7 @@ class Server:
     def __init__(self, limits: MediaLimits, allowed_roots: list[Path] | None) -> None:
         self.limits = limits
         self.allowed_roots = allowed_roots
-        self.opened: OrderedDict[str, Media] = OrderedDict()
+        self.opened: OrderedDict[tuple[str, FileState], Media] = OrderedDict()
         self.streams: dict[int, Iterator[np.ndarray]] = {}
         self.numbers = count(time.time_ns())  # other ones than those of an earlier child
 
@@ -153,15 +157,24 @@ class Server:
         return document
 
     def _media(self, path: str) -> Media:
-        if path in self.opened:
-            self.opened.move_to_end(path)
-            return self.opened[path]
+        key = path, _state_of(path)
+        if key in self.opened:
+            self.opened.move_to_end(key)
+            return self.opened[key]
         media = load_media(path, limits=self.limits, allowed_roots=self.allowed_roots)
         if isinstance(media, Video | Document):
-            self.opened[path] = media
+            self.opened[key] = media
             if len(self.opened) > MAX_OPEN:
                 self.opened.popitem(last=False)
         return media
+
+
+def _state_of(path: str) -> FileState:
+    """What changes when a file is replaced or written to; nothing if there is no file."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
 
 
 def main() -> None:

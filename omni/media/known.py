@@ -33,16 +33,15 @@ def describe(media: Media) -> dict[str, Any]:
         MediaError: A page of a document cannot be measured.
     """
     if isinstance(media, Image):
-        return {"kind": "image", "name": media.name, "size": [media.height, media.width]}
+        return {"kind": "image", "size": [media.height, media.width]}
     if isinstance(media, Video):
         info = asdict(media.info) | {"frame_times_s": media.info.frame_times_s.tolist()}
-        return {"kind": "video", "name": media.name, "info": info}
+        return {"kind": "video", "info": info}
     if isinstance(media, Document):
         pages = [media.page_size_points(index) for index in range(media.num_pages)]
-        return {"kind": "document", "name": media.name, "pages": pages}
+        return {"kind": "document", "pages": pages}
     return {
         "kind": "audio",
-        "name": media.name,
         "num_samples": media.num_samples,
         "sampling_rate": media.source_sampling_rate,
         "channels": media.num_source_channels,
@@ -63,13 +62,13 @@ def recall(decoder: Decoder, path: str, facts: dict[str, Any]) -> Media:
         return decoder.open(path)
 
     if facts["kind"] == "image":
-        return LaterImage(facts["name"], facts["size"], opened)
+        return LaterImage(path, facts["size"], opened)
     if facts["kind"] == "audio":
-        return LaterAudio(facts, opened)
+        return LaterAudio(path, facts, opened)
     if facts["kind"] == "document":
-        return KnownDocument(decoder, path, facts["name"], facts["pages"])
+        return KnownDocument(decoder, path, path, facts["pages"])
     times = np.array(facts["info"]["frame_times_s"], dtype=np.float64)
-    return decoder.video(path, facts["name"], VideoInfo(**facts["info"] | {"frame_times_s": times}))
+    return decoder.video(path, path, VideoInfo(**facts["info"] | {"frame_times_s": times}))
 
 
 class LaterImage(Image):
@@ -109,12 +108,13 @@ class LaterAudio(Audio):
     """A recording of known length, whose sound is read when it is asked for.
 
     Args:
+        name: How messages call it.
         facts: From `describe`.
         opened: Opens it.
     """
 
-    def __init__(self, facts: dict[str, Any], opened: Callable[[], Audio]) -> None:
-        self.name = facts["name"]
+    def __init__(self, name: str, facts: dict[str, Any], opened: Callable[[], Audio]) -> None:
+        self.name = name
         self.num_samples = facts["num_samples"]
         self.source_sampling_rate = facts["sampling_rate"]
         self.num_source_channels = facts["channels"]

@@ -98,7 +98,7 @@ class QuantizedWeight(nn.Module):
         self.shape = shape
         self._ready: dict[int | None, tuple[Any, ...]] = {}
         self._ready_of: Tensor | None = None
-        self.is_known_readable = False
+        self.took_weight_only = False
         for name, (size, dtype) in form.tensors(*shape).items():
             self.register_buffer(name, torch.empty(size, dtype=dtype))
 
@@ -122,17 +122,17 @@ class QuantizedWeight(nn.Module):
         product = torch._weight_int4pack_mm_for_cpu(x, *arguments)
         return product if product.shape[1] == self.shape[-2] else product[:, : self.shape[-2]]
 
-    def _reads_few(self) -> bool:
+    def _takes_weight_only(self) -> bool:
         """Whether the weight-only kernels read this weight rightly.
 
         Compiled code cannot look at addresses, so it goes by what the last eager call found.
         """
         if torch.compiler.is_compiling():
-            return self.is_known_readable
+            return self.took_weight_only
         found = is_readable(self.weight)
         known = found and (self.is_int8 or kernel_block() == BLOCK)
-        if known != self.is_known_readable:
-            self.is_known_readable = known
+        if known != self.took_weight_only:
+            self.took_weight_only = known
         return found
 
     def multiply_chosen(
@@ -253,7 +253,7 @@ class QuantizedLinear(QuantizedWeight):
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
         """Apply the layer; the result has the dtype of `x`."""
         rows = x.reshape(-1, self.in_features)
-        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and self._reads_few()
+        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and self._takes_weight_only()
         y = self.multiply_few(rows.bfloat16()) if few else self.multiply(rows.float())
         if self.bias is not None:
             y = y + self.bias
@@ -292,7 +292,11 @@ class QuantizedExperts(nn.Module):
            activations that were quantised once for all experts.
         3. Weight the results and add them up per token.
         """
-        if len(x) == 1 and self.up_proj._reads_few() and self.down_proj._reads_few():
+        if (
+            len(x) == 1
+            and self.up_proj._takes_weight_only()
+            and self.down_proj._takes_weight_only()
+        ):
             if torch.compiler.is_compiling():
                 return self._written_out(x, weights, chosen)
             return self._step(x, weights, chosen)

@@ -120,3 +120,17 @@ def test_a_reduction_that_asks_the_tower_is_refused(tmp_path) -> None:
     cache = FeatureCache(tmp_path, ASSISTANT.model)
     with pytest.raises(RequestError, match=r"'cls_prune_merge\(0.5\)' asks what the tower attends"):
         cache(prompt(reduction={"image": "cls_prune_merge(0.5)"}), "files")
+
+
+def test_facts_belong_to_the_medium_and_not_to_the_model_and_torn_ones_are_replaced(tmp_path):
+    cache = FeatureCache(tmp_path, ASSISTANT.model)
+    assert cache.facts("medium") is None
+    cache.keep_facts("medium", {"size": [2, 3]})
+    other = FeatureCache(tmp_path, tiny_omni.omni_model(seed=1))
+    assert other.facts("medium") == {"size": [2, 3]}
+    assert other.facts("another") is None
+    [entry] = tmp_path.glob("??/*")
+    entry.write_text("")
+    assert cache.facts("medium") is None
+    cache.keep_facts("medium", {"size": [4, 5]})
+    assert cache.facts("medium") == {"size": [4, 5]}

@@ -1,5 +1,7 @@
 """The recorded attention of the class tokens is that of the materialised attention matrix."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -51,6 +53,16 @@ def test_tubelets_are_watched_and_nothing_stays_behind(tower):
     assert torch.cat(seen).shape == (48,)
     torch.testing.assert_close(tower.encode_video(tubelets, (4, 4)), before)
     assert torch.cat(seen).shape == (48,)
+
+
+def test_another_thread_that_runs_the_tower_is_not_watched(tower):
+    grid = (4, 6)
+    patches = rows_for([grid])
+    with watch_class_attention(tower) as seen, ThreadPoolExecutor(1) as other:
+        other.submit(tower.encode_images, patches, torch.tensor([grid])).result()
+        assert seen == []
+        tower.encode_images(patches, torch.tensor([grid]))
+        assert len(seen) == 1
 
 
 def test_a_tower_without_class_tokens_is_refused():

@@ -57,8 +57,11 @@ def test_on_other_devices_nothing_is_compiled():
 
 def test_wrong_scores_are_refused(monkeypatch):
     class Wrong:
-        def takes(self, *_):
-            return False
+        def takes(self, hidden, mask, past):
+            return past > 0
+
+        def block(self, block, hidden, visible, state):
+            return hidden
 
         def score(self, head, hidden):
             return torch.full((1, 1, 40), 3.0)

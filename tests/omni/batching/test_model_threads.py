@@ -1,5 +1,7 @@
 """Threads that share the cores for what PyTorch computes."""
 
+import threading
+
 import pytest
 import torch
 
@@ -17,10 +19,34 @@ def cores():
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 def test_each_thread_has_its_share_and_the_caller_keeps_all(cores, workers):
+    together = threading.Barrier(workers, timeout=60)
+
+    def look() -> tuple[int, int]:
+        together.wait()  # each job in a thread of its own
+        return threading.get_ident(), torch.get_num_threads()
+
     with model_threads(workers) as pool:
-        found = [pool.submit(torch.get_num_threads) for _ in range(4 * workers)]
-        assert {future.result() for future in found} == {max(cores // workers, 1)}
+        found = [future.result() for future in [pool.submit(look) for _ in range(workers)]]
+        assert {cores for _, cores in found} == {max(cores // workers, 1)}
+        assert len({thread for thread, _ in found}) == workers
         assert torch.get_num_threads() == cores
+
+
+def test_where_no_thread_can_be_had_an_error_says_so_and_nothing_waits(cores, monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def start_one(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start"):
+        model_threads(2)
+    [thread] = started
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(("num_bytes", "workers"), [(SMALL_BYTES - 1, 2), (SMALL_BYTES, 1)])

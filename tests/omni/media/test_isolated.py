@@ -12,6 +12,7 @@ import torch
 from omni.errors import CorruptMediaError, MediaNotFoundError, MediaTimeoutError
 from omni.media import Video, load_media
 from omni.media.isolated import Decoder
+from tests.support import media as samples
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,15 @@ def test_what_hangs_is_stopped_and_what_crashes_is_an_error_of_that_medium(decod
     os.kill(decoder.process.pid, signal.SIGSEGV)
     with pytest.raises(CorruptMediaError, match=r"clip.mp4: its decoder crashed \(SIGSEGV\)"):
         decoder.open(path)
+
+
+def test_a_file_that_was_written_anew_is_opened_anew(decoder, tmp_path):
+    clip, pages = tmp_path / "clip.mp4", tmp_path / "pages.pdf"
+    for length in (12, 24):
+        samples.write_video(clip, samples.moving_square(length), fps=12)
+        samples.write_pdf(pages, [["page"]] * length)
+        assert decoder.open(str(clip)).info.num_frames == length
+        assert decoder.open(str(pages)).num_pages == length
 
 
 def test_the_child_ends_with_its_parent(folder):
