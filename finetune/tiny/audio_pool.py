@@ -33,7 +33,7 @@ from finetune.tiny.audio_data import (
 )
 
 NUM_MEL_BINS = 80
-# Closely cut clips hold little but one vowel, which normalising each bin takes away (docs/adr/0013).
+# Closely cut clips hold little but a vowel, which normalising each bin takes away (ADR 0013).
 NORMALIZE: Normalize = "all_features"
 SOURCE_WEIGHTS = {"speech_commands": 0.45, "fsdd": 0.15, "voices": 0.4}
 

@@ -1,4 +1,4 @@
-"""Bands: strips across a page with one to three long lines, drawn or cut from real receipts.
+"""Bands: strips across a page with a long line or a few, drawn or cut from real receipts.
 
 A page of small print is shown to a small model as a row of bands, each with its letters at a size
 that can be read. A line belongs to the band that its middle lies in; what a band shows of its
@@ -16,6 +16,8 @@ from finetune.tiny.fonts import Fonts, load_font
 from finetune.tiny.printed import damage, paper_and_ink, random_text
 from finetune.tiny.receipts import Page, text_between
 
+SEVERAL_SHARE = 0.15  # of the bands have more than one line
+MAX_SCALE = 2.2  # by which small print is enlarged
 MAX_LETTERS = 140  # of a band; beyond that lines are too small for the patches that it gets
 
 
@@ -54,26 +56,24 @@ def cut_band(rng: Generator, page: Page) -> Band | None:
         return None
     left, top, right, bottom = lines[int(rng.integers(len(lines)))].box
     height = bottom - top
-    above, below = rng.uniform(0.0, 1.2, 2) * height
-    if rng.random() < 0.4:  # one line alone, and closely cut
-        above, below = rng.uniform(-0.05, 0.25, 2) * height
-        left, right = (round(x) for x in (left - rng.uniform(0, height), right + 0.3 * height))
-    else:
-        margin = float(rng.choice([0.0, rng.uniform(0, 2)])) * height
-        left = 0 if margin == 0 else round(min(line.box[0] for line in lines) - margin)
-        right = (
-            page.image.shape[1]
-            if margin == 0
-            else round(max(line.box[2] for line in lines) + margin)
-        )
+    above, below = rng.uniform(-0.05, 0.3, 2) * height
+    if rng.random() < SEVERAL_SHARE:
+        above, below = rng.uniform(0.0, 1.2, 2) * height
     top, bottom = max(page.reserved_until, round(top - above)), round(bottom + below)
-    left, right = max(left, 0), min(right, page.image.shape[1])
+    if rng.random() < 0.6:  # across the page, as a page is cut; else this line alone
+        left, right = 0, page.image.shape[1]
+    else:
+        left, right = max(0, round(left - rng.uniform(0, height))), round(right + 0.3 * height)
     inside = [line for line in page.lines if line.box[0] < right and line.box[2] > left]
     text = text_between(inside, top, bottom)
     if not 0 < len(text) <= MAX_LETTERS:
         return None
-    grey = page.image[top:bottom, left:right]
-    return Band(np.repeat(grey[..., None], 3, axis=-1), text)
+    grey = Image.fromarray(page.image[top:bottom, left:right])
+    if rng.random() < 0.7:
+        scale = float(rng.uniform(1, MAX_SCALE))
+        size = round(scale * grey.width), round(scale * grey.height)
+        grey = grey.resize(size, Image.Resampling.BICUBIC)
+    return Band(np.asarray(grey.convert("RGB")), text)
 
 
 def _render(rng: Generator, fonts: Fonts) -> Band:
@@ -81,15 +81,19 @@ def _render(rng: Generator, fonts: Fonts) -> Band:
     pixels = round(float(np.exp(rng.uniform(np.log(14), np.log(40)))))
     font = load_font(family[int(rng.integers(len(family)))], pixels)
     ascent = font.getmetrics()[0]
-    leading = pixels * rng.uniform(1.05, 1.6)
-    height, width = round(leading * rng.uniform(1.1, 3.2)), round(pixels * rng.uniform(7, 26))
+    leading = pixels * rng.uniform(1.1, 1.6)
+    several = rng.random() < SEVERAL_SHARE
+    height = round(leading * (rng.uniform(1.2, 3.2) if several else rng.uniform(0.95, 1.3)))
+    width = round(pixels * rng.uniform(7, 26))
     centred, upper = rng.random() < 0.4, rng.random() < 0.6
     paper, ink = paper_and_ink(rng)
 
     picture = Image.new("RGB", (width, height), paper)
     draw = ImageDraw.Draw(picture)
     read = []
-    baseline = rng.uniform(-0.3, 1.0) * leading
+    baseline = pixels * rng.uniform(0.75, 1.1) - (leading if rng.random() < 0.5 else 0)
+    if several:
+        baseline = rng.uniform(-0.3, 1.0) * leading
     while baseline < height + pixels:
         room = width * rng.uniform(0.3, 0.97)
         text = random_text(rng)
