@@ -21,15 +21,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from finetune.recipes.text_rows import cut_text_rows
 from finetune.tiny.drawing import COLOURS, DIRECTIONS, draw_frame, random_motion
 from finetune.tiny.joint_data import encode_clip
 from finetune.tiny.receipts import Crop, is_held_out, text_between
 from omni.errors import RequestError
 
 TEST_SHARE = 0.15
-# Company and address stand in the top third of a receipt (99 % of SROIE's); a band of it has the
-# letters at their own size, where a whole page would be shrunk beyond reading by a small tower.
-TOP_SHARE, BAND_PIXELS, BAND_OVERLAP = 0.36, 72, 8
+# Company and address stand in the top third of a receipt (99 % of SROIE's). Its rows of print are
+# pictures of their own: a whole page would be shrunk beyond reading by a small tower.
+TOP_SHARE = 0.36
+CUTS = 4  # of a receipt for training, each a little different
 LEAST_CHAIN = 5  # letters of a name that tell a chain
 NUM_CLIPS = {"train": 400, "test": 100}
 CLIP_FPS = 4
@@ -61,37 +63,38 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
 
     Shops that are held out have not been seen in the training of `omni-tiny` either; receipts of
     their chain or address are used on neither side. The question comes with the top of the receipt,
-    cut into bands. For training each band is asked about alone too, what is written in it: a small
-    model learns to read from that, not from one long answer.
+    a picture for each row of print. For training it is asked several times, with other margins, and
+    each row is asked about alone too, what is written in it.
 
     Args:
         source: Folder with SROIE's `manifest.jsonl` and images.
-        out: Gets the bands.
+        out: Gets the rows.
     """
-    (out / "bands").mkdir(parents=True, exist_ok=True)
+    (out / "rows").mkdir(parents=True, exist_ok=True)
     question = "Which company is it, and what is its address? Answer in JSON."
     rows = [r for r in _manifest(source) if r["key"].get("company") and r["key"].get("address")]
     test_keys = [row["key"] for row in rows if is_held_out(row["key"]["company"])]
+    rng = np.random.default_rng(0)
     for row in rows:
         key = row["key"]
         held_out = is_held_out(key["company"])
         if not held_out and any(are_related(key, other) for other in test_keys):
             continue
-        bands = []
-        with Image.open(source / row["file"]) as page:
-            grey = page.convert("L")
-        pixels = np.asarray(grey)
-        lines = [Crop(pixels, tuple(line["box"]), line["text"]) for line in row["lines"]]
-        bottom = round(TOP_SHARE * grey.height)
-        for number, top in enumerate(range(0, bottom, BAND_PIXELS - BAND_OVERLAP)):
-            name = f"bands/{row['id']}-{number}.png"
-            grey.crop((0, top, grey.width, top + BAND_PIXELS)).save(out / name)
-            bands.append(name)
-            text = text_between(lines, top, top + BAND_PIXELS)
-            if text and not held_out:
-                yield False, conversation("What is written here?", text, images=[name])
+        with Image.open(source / row["file"]) as scan:
+            page = np.asarray(scan.convert("L"))
+        lines = [Crop(page, tuple(line["box"]), line["text"]) for line in row["lines"]]
+        page = page[: round(TOP_SHARE * len(page))]
         answer = json.dumps({"company": key["company"], "address": key["address"]})
-        yield held_out, conversation(question, answer, images=bands)
+        for cut in range(1 if held_out else CUTS):
+            names = []
+            for number, found in enumerate(cut_text_rows(page, rng if cut else None)):
+                name = f"rows/{row['id']}-{cut}-{number}.png"
+                found.image.save(out / name)
+                names.append(name)
+                text = text_between(lines, found.top, found.bottom)
+                if text and not held_out and not cut:
+                    yield False, conversation("What is written here?", text, images=[name])
+            yield held_out, conversation(question, answer, images=names)
 
 
 def are_related(one: Row, other: Row) -> bool:
