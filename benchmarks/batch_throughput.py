@@ -3,9 +3,10 @@
     python benchmarks/batch_throughput.py                       # 100 made files, 5 questions
     python benchmarks/batch_throughput.py --data FOLDER --items 100
 
-Three sides answer the same questions about the same files with the same weights, greedily:
+Four sides answer the same questions about the same files with the same weights, greedily:
 
 - `omni.batch`, with its results in a file;
+- the same with one worker, that is, one group of files at a time;
 - a loop that calls `assistant.ask` for each file and question;
 - a loop that calls `generate` of transformers for each, on its own model class with our weights,
   fed by our processor (its video path fails, hence pictures and recordings only).
@@ -77,8 +78,8 @@ def find_files(folder: Path, count: int) -> list[Path]:
 class Batch:
     """`omni.batch` over all files and questions."""
 
-    def __init__(self, assistant: Any, folder: Path) -> None:
-        self.assistant, self.folder, self.calls = assistant, folder, 0
+    def __init__(self, assistant: Any, folder: Path, workers: int | None = None) -> None:
+        self.assistant, self.folder, self.workers, self.calls = assistant, folder, workers, 0
 
     def __call__(self, paths: Sequence[Path]) -> list[str]:
         """Answers of the next run."""
@@ -88,7 +89,8 @@ class Batch:
             paths,
             QUESTIONS,
             model=assistant,
-            out=self.folder / f"{self.calls}.jsonl",
+            out=self.folder / f"{self.workers}-{self.calls}.jsonl",
+            workers=self.workers,
             max_new_tokens=MAX_NEW_TOKENS,
         )
         return [record["answer"] for record in records]
@@ -171,6 +173,7 @@ def main() -> None:
             paths = find_files(options.data, options.items)
         sides: dict[str, Callable[[Sequence[Path]], list[str]]] = {
             "batch": Batch(assistant, folder),
+            "one worker": Batch(assistant, folder, workers=1),
             "ask": lambda part: ask_each(assistant, part),
             "transformers": lambda part: generate_each(assistant, theirs, part),
         }
@@ -195,11 +198,11 @@ def main() -> None:
         name: statistics.median(
             slow / fast for slow, fast in zip(seconds[name], seconds["batch"], strict=True)
         )
-        for name in ("ask", "transformers")
+        for name in ("one worker", "ask", "transformers")
     }
     equal = {
         name: sum(a == b for a, b in zip(answers[name], answers["batch"], strict=True))
-        for name in ("ask", "transformers")
+        for name in ("one worker", "ask", "transformers")
     }
     print(
         json.dumps(

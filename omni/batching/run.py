@@ -47,7 +47,7 @@ from omni.media import Media
 from omni.reply import Reply
 from omni.stopping import Stop, check_stop, stoppable
 
-HELD_BYTES = 64 * 2**20  # of pictures and recordings that wait; twice, with those being answered
+HELD_BYTES = 24 * 2**20  # of pictures and recordings that wait; twice, with those being answered
 MAX_KNOWN_TASKS = 128  # that need no answer any more, after which their records are written
 GROUPS_AHEAD = 4  # groups' worth of media that are sorted by length together; at first one
 
