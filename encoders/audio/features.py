@@ -192,7 +192,7 @@ class LogMel:
         )
         # The square of the rounded magnitude, as the released features were made: in bins near
         # silence the rounding shows.
-        magnitude = torch.view_as_real(spectrum).square().sum(-1).sqrt()
+        magnitude = (spectrum.real.square() + spectrum.imag.square()).sqrt()
         power = magnitude.square()  # (clips, frequencies, frames)
         bank = _filter_bank(self.num_mel_bins, self.n_fft, self.sampling_rate)
         log_mel = torch.log(bank.to(power.device) @ power + _LOG_GUARD)  # (clips, mel, frames)
