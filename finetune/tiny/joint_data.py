@@ -32,7 +32,7 @@ from finetune.tiny.audio_data import (
 )
 from finetune.tiny.audio_pool import SOURCE_WEIGHTS
 from finetune.tiny.audio_voices import synthetic_clips
-from finetune.tiny.bands import cut_band, render_band
+from finetune.tiny.bands import MAX_LETTERS, cut_band, render_band
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
@@ -91,10 +91,18 @@ class Subjects:
         split: `train` draws augmented subjects without end; `validation` draws from what is
             held out, as it is.
         voices: File of the synthetic voices, from `finetune.tiny.audio_voices`; training only.
+        band_letters: Most letters of a band; who has read short lines only begins with few.
     """
 
-    def __init__(self, data: Path, split: Split, voices: Path | None = None) -> None:
-        self.data, self.split = data, split
+    def __init__(
+        self,
+        data: Path,
+        split: Split,
+        voices: Path | None = None,
+        *,
+        band_letters: int = MAX_LETTERS,
+    ) -> None:
+        self.data, self.split, self.band_letters = data, split, band_letters
         self.is_training = split == "train"
         self.clips = load_clips(data, split)
         if self.is_training and voices is not None:
@@ -136,14 +144,14 @@ class Subjects:
         return _picture("line", cut(crop, rng), {"label": crop.text})
 
     def band(self, rng: Generator) -> Subject:
-        """Draw a strip of a page with one to three long lines; often one of a receipt."""
-        band = None
-        pages = receipt_pages(self.data, self.split)
-        if rng.random() < BAND_RECEIPT_SHARE:
-            while band is None:
+        """Draw a strip of a page with a long line or a few; often one of a receipt."""
+        pages, band = receipt_pages(self.data, self.split), None
+        is_real = rng.random() < BAND_RECEIPT_SHARE
+        while band is None or len(band.text) > self.band_letters:
+            if is_real:
                 band = cut_band(rng, pages[int(rng.integers(len(pages)))])
-        else:
-            band = render_band(rng, find_fonts(self.split))
+            else:
+                band = render_band(rng, find_fonts(self.split))
         return _picture("band", band.image, {"label": band.text})
 
     def photo(self, rng: Generator, index: int | None = None) -> Subject:

@@ -39,7 +39,7 @@ from omni.towers import batch_key, run_tower
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.04, 0.01, 0.7
-SEVERAL_BANDS_SHARE = 0.25  # of the bands: two to four are read one after the other
+SEVERAL_BANDS_SHARE = 0.1  # of the bands: two to four are read one after the other
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 

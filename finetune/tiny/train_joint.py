@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from finetune.tiny.bands import MAX_LETTERS
 from finetune.tiny.joint_data import SHARES, Subjects, Turn, chat, text_turn, turns_about
 from finetune.tiny.joint_pool import (
     Encoded,
@@ -73,6 +74,7 @@ class JointTraining:
         validation_items: Held-out subjects a task.
         shares: How often kinds of subjects are drawn, where that differs from `SHARES`; the others
             share the rest as they do there. A tower that has changed wants more of its kinds.
+        band_letters: Most letters of a strip of print in training.
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
     """
@@ -94,6 +96,7 @@ class JointTraining:
     evaluate_every: int = 400
     validation_items: int = 48
     shares: Mapping[str, float] = field(default_factory=dict)
+    band_letters: int = MAX_LETTERS
     seed: int = 0
     bfloat16: bool = True
 
@@ -246,7 +249,7 @@ def train(
     )
     # A resumed run draws other examples than those the stopped run has seen.
     pool = Pool(
-        Subjects(data, "train", voices),
+        Subjects(data, "train", voices, band_letters=settings.band_letters),
         towers,
         processor,
         seed=settings.seed + first_step,
@@ -350,6 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="TASK=SHARE",
         help=f"how often a kind of subject is drawn; one of {', '.join(SHARES)}",
     )
+    parser.add_argument(
+        "--band-letters", type=int, default=MAX_LETTERS, help="most letters of a strip of print"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -363,6 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool=options.pool,
         learning_rate=options.learning_rate,
         shares={task: float(share) for task, share in (s.split("=") for s in options.share)},
+        band_letters=options.band_letters,
         seed=options.seed,
     )
     train(
