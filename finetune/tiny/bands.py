@@ -8,7 +8,7 @@ neighbours is not read.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
@@ -26,6 +26,8 @@ class Band(NamedTuple):
 
     image: UInt8[np.ndarray, "height width 3"]
     text: str
+    edges: Float[np.ndarray, " characters+1"] | None
+    """Shares of the width between the characters of the only line, where they are known."""
 
 
 def render_band(rng: Generator, fonts: Fonts) -> Band:
@@ -68,12 +70,17 @@ def cut_band(rng: Generator, page: Page) -> Band | None:
     text = text_between(inside, top, bottom)
     if not 0 < len(text) <= MAX_LETTERS:
         return None
+    edges = None
+    pieces = [line for line in inside if top <= (line.box[1] + line.box[3]) / 2 < bottom]
+    if len(pieces) == 1:  # typewritten, or nearly
+        columns = np.linspace(pieces[0].box[0], pieces[0].box[2], len(text) + 1)
+        edges = ((columns - left) / (right - left)).clip(0, 1)
     grey = Image.fromarray(page.image[top:bottom, left:right])
     if rng.random() < 0.7:
         scale = float(rng.uniform(1, MAX_SCALE))
         size = round(scale * grey.width), round(scale * grey.height)
         grey = grey.resize(size, Image.Resampling.BICUBIC)
-    return Band(np.asarray(grey.convert("RGB")), text)
+    return Band(np.asarray(grey.convert("RGB")), text, edges)
 
 
 def _render(rng: Generator, fonts: Fonts) -> Band:
@@ -90,7 +97,7 @@ def _render(rng: Generator, fonts: Fonts) -> Band:
 
     picture = Image.new("RGB", (width, height), paper)
     draw = ImageDraw.Draw(picture)
-    read = []
+    read, edges = [], None
     baseline = pixels * rng.uniform(0.75, 1.1) - (leading if rng.random() < 0.5 else 0)
     if several:
         baseline = rng.uniform(-0.3, 1.0) * leading
@@ -99,13 +106,15 @@ def _render(rng: Generator, fonts: Fonts) -> Band:
         text = random_text(rng)
         while font.getlength(text) < room:
             text += str(rng.choice([" ", " ", " ", ", ", ",", "-"])) + random_text(rng)
+        text = text.upper() if upper else text
         while font.getlength(text) > room and len(text) > 1:
             text = text[:-1].rstrip()
-        text = text.upper() if upper else text
         spare = max(0.0, width - font.getlength(text))
         x = spare / 2 if centred else min(spare, rng.exponential(0.5 * pixels))
         draw.text((x, baseline - ascent), text, font=font, fill=ink)
         if 0 <= baseline - 0.36 * pixels < height:
             read.append(text)
+            widths = [font.getlength(text[:i]) for i in range(len(text) + 1)]
+            edges = (x + np.asarray(widths)) / width
         baseline += leading
-    return Band(damage(rng, picture), "\n".join(read))
+    return Band(damage(rng, picture), "\n".join(read), edges if len(read) == 1 else None)

@@ -66,12 +66,14 @@ class Subject(NamedTuple):
         medium: As `omni.media.load_media` gives it.
         facts: `label`; for shapes `colour`, `shape` and, in clips, `direction`.
         encoded: The clip's file, where it went through a codec.
+        edges: Shares of the width between the characters of a printed line, where they are known.
     """
 
     task: str
     medium: Audio | Image | Video
     facts: dict[str, str]
     encoded: bytes | None = None
+    edges: np.ndarray | None = None
 
 
 class Turn(NamedTuple):
@@ -136,12 +138,14 @@ class Subjects:
                 int(rng.integers(len(receipt_lines(self.data, self.split)))), rng
             )
         line = render_line(rng, find_fonts(self.split))
-        return _picture("line", line.image, {"label": line.text})
+        edges = line.edges / line.image.shape[1]
+        return _picture("line", line.image, {"label": line.text})._replace(edges=edges)
 
     def receipt_line(self, index: int, rng: Generator | None = None) -> Subject:
         """Cut a short line out of its receipt, less exactly if `rng` is given."""
         crop = receipt_lines(self.data, self.split)[index]
-        return _picture("line", cut(crop, rng), {"label": crop.text})
+        edges = np.linspace(0, 1, len(crop.text) + 1)  # nearly: receipts are often typewritten
+        return _picture("line", cut(crop, rng), {"label": crop.text})._replace(edges=edges)
 
     def band(self, rng: Generator) -> Subject:
         """Draw a strip of a page with a long line or a few; often one of a receipt."""
@@ -152,7 +156,7 @@ class Subjects:
                 band = cut_band(rng, pages[int(rng.integers(len(pages)))])
             else:
                 band = render_band(rng, find_fonts(self.split))
-        return _picture("band", band.image, {"label": band.text})
+        return _picture("band", band.image, {"label": band.text})._replace(edges=band.edges)
 
     def photo(self, rng: Generator, index: int | None = None) -> Subject:
         """Draw a photograph of one of ten objects."""

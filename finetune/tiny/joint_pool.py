@@ -15,6 +15,7 @@ import torch
 from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
+from finetune.tiny.guide import Places, Sample, find_places
 from finetune.tiny.joint_data import (
     SHARES,
     Subject,
@@ -41,6 +42,9 @@ MAX_EVS_RATE = 0.7
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.04, 0.01, 0.7
 SEVERAL_BANDS_SHARE = 0.1  # of the bands: two to four are read one after the other
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
+
+
+Batch = tuple[OmniInputs, Places | None, int]  # with the number of subjects drawn so far
 
 
 class Encoded(NamedTuple):
@@ -189,7 +193,7 @@ class Pool:
                 self.held[task] += encode_subjects(self.towers, self.processor.settings, drawn)
                 self.num_drawn += len(drawn)
 
-    def sample(self) -> OmniInputs:
+    def sample(self) -> Sample:
         """Make one conversation about subjects of the pool, or about none."""
         rng = self.rng
         kind = rng.random()
@@ -209,9 +213,11 @@ class Pool:
         count = 4 if rng.random() < MORE_TURNS_SHARE else 1
         return self._inputs([encoded], turns_about(rng, encoded.subject, count=count))
 
-    def batch(self, size: int) -> OmniInputs:
-        """Make `size` samples, packed into rows of about `ROW_TOKENS`."""
-        return pack_rows([self.sample() for _ in range(size)], self.processor.ids.pad)
+    def batch(self, size: int) -> tuple[OmniInputs, Places | None]:
+        """Make `size` samples, packed into rows of about `ROW_TOKENS`, and where to read them."""
+        samples = [self.sample() for _ in range(size)]
+        inputs, offsets = pack_rows([sample.inputs for sample in samples], self.processor.ids.pad)
+        return inputs, find_places(samples, offsets, inputs.input_ids.shape[1])
 
     def _tasks(self, count: int) -> list[str]:
         chances = np.fromiter(self.shares.values(), float)
@@ -222,13 +228,14 @@ class Pool:
     def _held(self, task: str) -> Encoded:
         return self.held[task][int(self.rng.integers(len(self.held[task])))]
 
-    def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> OmniInputs:
+    def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> Sample:
         options = MediaOptions(reduction={"video": random_reduction(self.rng)})
         messages = chat(media, turns, answered=True)
         inputs = self.processor(messages, options=options, with_labels=True)
-        if turns[-1].task == "line":
-            inputs = spell_answer(inputs, turns[-1].answer, self.processor.tokenizer)
-        return inputs
+        if turns[-1].task != "line":
+            return Sample(inputs, None)
+        inputs = spell_answer(inputs, turns[-1].answer, self.processor.tokenizer)
+        return Sample(inputs, media[0].subject.edges if len(media) == 1 else None)
 
 
 def random_reduction(rng: Generator) -> str:
@@ -238,29 +245,36 @@ def random_reduction(rng: Generator) -> str:
     return f"evs({rng.uniform(0.05, MAX_EVS_RATE):.2f})"
 
 
-def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:
+def pack_rows(
+    samples: Sequence[OmniInputs], pad_token_id: int
+) -> tuple[OmniInputs, list[tuple[int, int]]]:
     """Pack samples into rows of up to `ROW_TOKENS`, longest first, and pad the rows.
 
     Args:
         samples: One row each.
         pad_token_id: Fills the end of short rows.
+
+    Returns:
+        The rows, and of each sample its row and first column.
     """
     rows: list[list[OmniInputs]] = []
     room: list[int] = []
-    for sample in sorted(samples, key=lambda s: s.num_tokens, reverse=True):
-        length = sample.num_tokens
+    offsets = [(0, 0)] * len(samples)
+    for index in sorted(range(len(samples)), key=lambda i: -samples[i].num_tokens):
+        length = samples[index].num_tokens
         row = next((i for i, left in enumerate(room) if left >= length), None)
         if row is None:
             rows.append([])
             room.append(max(ROW_TOKENS, length))
             row = len(rows) - 1
-        rows[row].append(sample)
+        offsets[index] = row, sum(sample.num_tokens for sample in rows[row])
+        rows[row].append(samples[index])
         room[row] -= length
     packed = [pack(row) for row in rows]
-    return collate(packed, pad_token_id=pad_token_id, padding_side="right")
+    return collate(packed, pad_token_id=pad_token_id, padding_side="right"), offsets
 
 
-class PoolBatches(torch.utils.data.IterableDataset[tuple[OmniInputs, int]]):
+class PoolBatches(torch.utils.data.IterableDataset[Batch]):
     """Batches from a pool that renews itself; made in a process of their own.
 
     Args:
@@ -273,12 +287,12 @@ class PoolBatches(torch.utils.data.IterableDataset[tuple[OmniInputs, int]]):
     def __init__(self, pool: Pool, *, batch_size: int, renewed: int, fill: float) -> None:
         self.pool, self.batch_size, self.renewed, self.fill = pool, batch_size, renewed, fill
 
-    def __iter__(self) -> Iterator[tuple[OmniInputs, int]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end, each with the number of subjects drawn so far."""
         torch.set_num_threads(1)
         self.pool.fill(self.fill)
         while True:
-            yield self.pool.batch(self.batch_size), self.pool.num_drawn
+            yield *self.pool.batch(self.batch_size), self.pool.num_drawn
             self.pool.grow(self.renewed)
 
 

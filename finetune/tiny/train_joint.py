@@ -26,8 +26,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from finetune.tiny.bands import MAX_LETTERS
+from finetune.tiny.guide import ReadingGuide
 from finetune.tiny.joint_data import SHARES, Subjects, Turn, chat, text_turn, turns_about
 from finetune.tiny.joint_pool import (
+    Batch,
     Encoded,
     EncodedProcessor,
     Pool,
@@ -41,7 +43,6 @@ from finetune.tiny.score import score_answer
 from finetune.tiny.tokenizer import build_tokenizer
 from omni.assistant import Assistant
 from omni.backbone.moe import Router
-from omni.inputs import OmniInputs
 from omni.model import OmniModel
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class JointTraining:
         validation_items: Held-out subjects a task.
         shares: How often kinds of subjects are drawn, where that differs from `SHARES`; the others
             share the rest as they do there. A tower that has changed wants more of its kinds.
+        guidance: Weight of the loss of where attention reads; see `finetune.tiny.guide`.
         band_letters: Most letters of a strip of print in training.
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
@@ -96,6 +98,7 @@ class JointTraining:
     evaluate_every: int = 400
     validation_items: int = 48
     shares: Mapping[str, float] = field(default_factory=dict)
+    guidance: float = 0.2
     band_letters: int = MAX_LETTERS
     seed: int = 0
     bfloat16: bool = True
@@ -230,6 +233,7 @@ def train(
         model.parameters(), layers.parameters(), weight_decay=settings.weight_decay
     )
     balance = LoadBalance(model, settings.balance_rate)
+    guide = ReadingGuide(model)
     first_step, seconds, num_samples = 0, 0.0, 0
     if initial is not None:
         state = torch.load(initial / "checkpoint.pt", weights_only=True)
@@ -263,10 +267,11 @@ def train(
     )
     model.train()
     losses: list[float] = []
+    misses: list[float] = []
     started = time.monotonic() - seconds
     share_done = settings.share_done(first_step, seconds)
     for step in range(first_step, settings.steps):
-        inputs, num_subjects = next(batches)
+        inputs, places, num_subjects = next(batches)
         if step == first_step:
             started = time.monotonic() - seconds  # filling the pool is no training
         share = settings.schedule_at(step, share_done)
@@ -277,8 +282,9 @@ def train(
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             loss = model(**inputs).loss
+            missed = loss.new_zeros(()) if places is None else guide.loss(places)
         model.zero_grad()
-        loss.backward()
+        (loss + settings.guidance * missed).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()
@@ -288,11 +294,11 @@ def train(
         done, seconds = step + 1, time.monotonic() - started
         num_samples += settings.batch_size
         share_done = settings.share_done(done, seconds)
-        losses = [*losses[-49:], loss.item()]
+        losses, misses = [*losses[-49:], loss.item()], [*misses[-49:], missed.item()]
         if done % 25 == 0:
             logger.info(
-                "step %d loss %.3f, %.2f s a step, %d subjects",
-                done, float(np.mean(losses)), seconds / done, num_subjects,
+                "step %d loss %.3f, attention %.3f, %.2f s a step, %d subjects",
+                done, float(np.mean(losses)), float(np.mean(misses)), seconds / done, num_subjects,
             )  # fmt: skip
         if done % settings.evaluate_every == 0 or share_done >= 1:
             figures = validation.run(model)
@@ -301,6 +307,7 @@ def train(
                 "samples": num_samples,
                 "seconds": round(seconds),
                 "loss": round(float(np.mean(losses)), 4),
+                "attention": round(float(np.mean(misses)), 4),
                 "expert_load": [[round(share, 3) for share in shares] for shares in load],
                 **figures,
             }
@@ -321,7 +328,7 @@ def train(
             break
 
 
-def _load(dataset: PoolBatches) -> Iterator[tuple[OmniInputs, int]]:
+def _load(dataset: PoolBatches) -> Iterator[Batch]:
     """Make batches in a process of its own."""
     return iter(
         DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8, collate_fn=_as_it_is)

@@ -112,9 +112,12 @@ def test_packing_rows_keeps_every_token_and_the_loss(models):
     samples = [
         processor(chat([], [text_turn(rng)], answered=True), with_labels=True) for _ in range(12)
     ]
-    packed = pack_rows(samples, pad_token_id=0)
+    packed, offsets = pack_rows(samples, pad_token_id=0)
     assert packed.num_tokens == sum(sample.num_tokens for sample in samples)
     assert packed.input_ids.shape[0] < len(samples)
+    for sample, (row, start) in zip(samples, offsets, strict=True):
+        ids = packed.input_ids[row, start : start + sample.num_tokens]
+        assert torch.equal(ids, sample.input_ids[0])
     with torch.no_grad():
         together = light(**packed).loss.item()
         counts = [int((s.labels != IGNORE_INDEX).sum()) for s in samples]

@@ -1,0 +1,99 @@
+"""Places of characters: the right tokens of the right picture, and a loss that only they lower."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.tiny.guide import HEAD, ReadingGuide, Sample, find_places
+from finetune.tiny.joint_data import Subject, chat, turns_about
+from finetune.tiny.joint_pool import pack_rows, spell_answer
+from finetune.tiny.model_config import build_model, processor_settings
+from finetune.tiny.tokenizer import build_tokenizer
+from omni.media import load_media
+from omni.processor import OmniProcessor
+
+TOKENIZER = build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model(len(TOKENIZER)).requires_grad_(True)
+
+
+def line(model, text, edges):
+    """A conversation about a picture of 32 x 512 pixels."""
+    pixels = np.random.default_rng(len(text)).integers(0, 256, (32, 512, 3), dtype=np.uint8)
+    subject = Subject("line", load_media(pixels), {"label": text})
+    processor = OmniProcessor(TOKENIZER, model.config, processor_settings())
+    [turn] = turns_about(np.random.default_rng(0), subject)
+    inputs = processor(chat([pixels], [turn], answered=True), with_labels=True)
+    return Sample(spell_answer(inputs, text, TOKENIZER), edges)
+
+
+@pytest.fixture(scope="module")
+def packed(model):
+    samples = [
+        line(model, "AB12", np.asarray([0.0, 0.25, 0.5, 0.75, 1.0])),
+        line(model, "a longer line", None),
+        line(model, "xyz", np.asarray([0.5, 0.6, 0.7, 0.8])),
+    ]
+    inputs, offsets = pack_rows([sample.inputs for sample in samples], 0)
+    return samples, offsets, inputs, find_places(samples, offsets, inputs.input_ids.shape[1])
+
+
+def test_each_character_is_predicted_from_its_own_sample_and_shown_by_its_own_columns(packed):
+    _, _, inputs, places = packed
+    width = inputs.media[0].grid[2] // 2
+    characters = [
+        TOKENIZER.decode([int(inputs.labels[row, query + 1])])
+        for row, query in zip(places.rows, places.queries, strict=True)
+    ]
+    assert "".join(characters) == "AB12xyz"
+    is_placeholder = inputs.input_ids == inputs.media[0].token_id
+    for row, query, visible, current in zip(
+        places.rows, places.queries, places.visible, places.current, strict=True
+    ):
+        assert visible[query]
+        assert not visible[query + 1 :].any()
+        assert len(set(inputs.segment_ids[row, visible].tolist())) == 1
+        assert is_placeholder[row, current].all()
+        assert not (current & ~visible).any()
+    columns = [(row.nonzero().min() - places.current[0].nonzero()[0]) for row in places.current[:4]]
+    expected = [max(0, share * width - 0.5) for share in (0, 0.25, 0.5, 0.75)]
+    np.testing.assert_allclose(np.ravel(columns), expected, atol=1)
+    assert torch.equal(places.previous[1:4], places.current[:3])
+    assert torch.equal(places.previous[4], places.current[4])  # the first of another line
+
+
+def test_without_known_places_there_is_nothing_to_guide(packed):
+    samples, offsets, inputs, _ = packed
+    unknown = [sample._replace(edges=None) for sample in samples]
+    assert find_places(unknown, offsets, inputs.input_ids.shape[1]) is None
+
+
+def test_the_loss_is_what_attention_misses_and_training_lowers_it(model, packed):
+    _, _, inputs, places = packed
+    guide = ReadingGuide(model)
+    model(**inputs)
+    first, last = guide.mixers
+    expected = []
+    for mixer, right in ((first, places.previous), (last, places.current)):
+        queries, keys, _ = mixer.project(guide.inputs[mixer])
+        for n in range(len(places.rows)):
+            row, query = places.rows[n], places.queries[n]
+            scores = keys[row, HEAD] @ queries[row, HEAD, query] / mixer.head_dim**0.5
+            weights = scores.where(places.visible[n], torch.tensor(-torch.inf)).softmax(0)
+            expected.append(-weights[right[n]].sum().log())
+    torch.testing.assert_close(guide.loss(places), torch.stack(expected).mean())
+
+    optimizer = torch.optim.Adam(model.language_model.model.layers.parameters(), lr=1e-3)
+    found = []
+    for _ in range(12):
+        model(**inputs)
+        loss = guide.loss(places)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < 0.7 * found[0]
