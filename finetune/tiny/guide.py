@@ -75,10 +75,8 @@ def find_places(
     for i, (_, start, query, tokens) in enumerate(found):
         visible[i] = (start <= positions) & (positions <= query)
         current[i, tokens] = True
-    follows = torch.tensor(
-        [i > 0 and found[i][2] == found[i - 1][2] + 1 for i in range(len(found))]
-    )
-    previous = torch.where(follows[:, None], current.roll(1, 0), current)
+    same = [i > 0 and found[i][:2] == found[i - 1][:2] for i in range(len(found))]
+    previous = torch.where(torch.tensor(same)[:, None], current.roll(1, 0), current)
     rows, queries = (torch.tensor([entry[i] for entry in found]) for i in (0, 2))
     return Places(rows, queries, visible, current, previous)
 

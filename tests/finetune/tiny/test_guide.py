@@ -66,6 +66,17 @@ def test_each_character_is_predicted_from_its_own_sample_and_shown_by_its_own_co
     assert torch.equal(places.previous[4], places.current[4])  # the first of another line
 
 
+def test_the_first_character_of_a_row_does_not_follow_the_last_of_another_row(packed):
+    samples, _, inputs, _ = packed
+    first, last = samples[0], samples[2]
+    end = first.inputs.num_tokens
+    behind = int((last.inputs.labels[0] != -100).nonzero()[0])
+    shift = int((first.inputs.labels[0] != -100).nonzero()[3]) + 1 - behind
+    places = find_places([first, last], [(0, 0), (1, shift)], end + inputs.input_ids.shape[1])
+    assert places.queries[4] == places.queries[3] + 1
+    assert torch.equal(places.previous[4], places.current[4])
+
+
 def test_without_known_places_there_is_nothing_to_guide(packed):
     samples, offsets, inputs, _ = packed
     unknown = [sample._replace(edges=None) for sample in samples]
