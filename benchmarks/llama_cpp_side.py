@@ -1,4 +1,4 @@
-"""The same random weights in llama.cpp: a GGUF file, and the works that are timed.
+"""The same random weights in llama.cpp, for `against_llama_cpp.py`: a GGUF file and timed works.
 
 Needs `llama-cpp-python` and `gguf`; neither is among the toolkit's requirements. The names and the
 layout of the tensors are those of llama.cpp's `nemotron_h_moe` (`src/models/nemotron-h.cpp`), whose
@@ -63,18 +63,19 @@ def write_gguf(path: Path, config: NemotronHConfig, weights: dict[str, Tensor], 
         kind: A key of `KINDS`, for the matrices.
     """
     writer = gguf.GGUFWriter(path, "nemotron_h_moe")
-    kinds = config.layer_types
-    is_attention = [kind_ == "full_attention" for kind_ in kinds]
-    writer.add_block_count(len(kinds))
+    layers = config.layer_types
+    writer.add_block_count(len(layers))
     writer.add_context_length(65_536)
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     writer.add_feed_forward_length(
-        [config.moe_intermediate_size if kind_ == "moe" else 0 for kind_ in kinds]
+        [config.moe_intermediate_size if layer == "moe" else 0 for layer in layers]
     )
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv([config.num_key_value_heads if a else 0 for a in is_attention])
+    writer.add_head_count_kv(
+        [config.num_key_value_heads if layer == "full_attention" else 0 for layer in layers]
+    )
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)

@@ -50,7 +50,8 @@ def cut_text_rows(
             side, scale = side * rng.uniform(0.3, 1.5), scale * rng.uniform(0.8, 1.1)
             top, bottom = (round(y + rng.uniform(-0.08, 0.08) * height) for y in (top, bottom))
         left, right = columns[0] - side, columns[-1] + side
-        box = (max(0, round(left)), max(0, top), min(page.shape[1], round(right)), bottom)
+        top, bottom = max(0, top), min(len(page), bottom)
+        box = (max(0, round(left)), top, min(page.shape[1], round(right)), bottom)
         row = Image.fromarray(page).crop(box)
         size = max(1, round(scale * row.width)), max(1, round(scale * row.height))
         found.append(TextRow(row.resize(size, Image.Resampling.BICUBIC), top, bottom))

@@ -33,6 +33,7 @@ from omni.media.video import Video
 BLOCK_SAMPLES = 2**20  # of sound in one reply: 4 MiB
 MAX_OPEN = 8  # videos and documents whose facts are kept; they hold no pixels
 LENGTH_BYTES = 8
+FileState = tuple[int, ...]
 ORPHAN_GRACE_S = 30.0  # after the limit, when whoever should have killed this process is gone
 
 
@@ -56,9 +57,6 @@ def receive(stream: IO[bytes]) -> Any:
     if len(head) < LENGTH_BYTES or len(data) < size:
         raise EOFError
     return pickle.loads(data)
-
-
-FileState = tuple[int, ...]
 
 
 class StreamLostError(OmniError):

@@ -54,3 +54,12 @@ def test_a_cut_row_holds_its_ink_and_is_enlarged(rng):
         assert pixels.min() < 60
     [whole] = cut_text_rows(np.full((40, 50), 250, np.uint8), rng)
     assert whole.image.size == (50, 40)
+
+
+def test_nothing_is_cut_from_outside_the_page():
+    page = printed([(0, 16), (384, 400)])
+    page = np.where(page == 245, 200, 110).astype(np.uint8)  # outside would be black
+    for seed in range(10):
+        for row in cut_text_rows(page, np.random.default_rng(seed)):
+            assert 0 <= row.top < row.bottom <= len(page)
+            assert np.asarray(row.image).min() > 60

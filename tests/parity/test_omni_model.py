@@ -1,11 +1,14 @@
 """The whole model against transformers, on the same tensors and the same random weights."""
 
+import copy
+import warnings
 from itertools import chain
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from omni.tensors import media_from_tensors
 from tests.support import tiny_omni
 
 # Float32 on both sides; the scan and the experts add in another order. Measured worst: 5e-7.
@@ -77,6 +80,17 @@ def test_audio_of_equal_and_unequal_length_gives_equal_logits(models, lengths):
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[50] * (longest - len(row))] for row in rows])
     check(models, input_ids=ids, input_features=features, input_features_mask=mask)
+
+
+def test_features_that_are_normalised_otherwise_than_the_checkpoint_wants_are_told(models):
+    config = copy.deepcopy(models.ours.config)
+    ids, features = torch.tensor([[40, 28, 27, 27, 29]]), torch.randn(1, 16, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        media_from_tensors(config, ids, input_features=features)
+    config.audio_normalize = "all_features"
+    with pytest.warns(UserWarning, match="normalised over 'all_features'"):
+        media_from_tensors(config, ids, input_features=features)
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5])

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from omni.backbone import products
-from omni.backbone.products import Linear, linear
+from omni.backbone.products import Linear, linear, use_fast_products
 
 # Float32 sums of 48 products of size 1 in another order: measured 4e-6.
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -73,3 +73,16 @@ def test_autocast_still_decides_the_type():
 @pytest.mark.usefixtures("_library")
 def test_no_rows_give_no_rows():
     assert linear(torch.randn(0, 48), torch.randn(3, 48)).shape == (0, 3)
+
+
+def test_plain_layers_of_a_module_take_the_fast_products_and_nothing_else_changes():
+    class Own(torch.nn.Linear):
+        """A layer that multiplies in a way of its own."""
+
+    module = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.GELU(), Own(32, 5))
+    x, before = torch.randn(7, 48), module.state_dict()
+    expected = module(x)
+    use_fast_products(module)
+    assert [type(layer) for layer in module] == [Linear, torch.nn.GELU, Own]
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    torch.testing.assert_close(module(x), expected, **TOLERANCE)

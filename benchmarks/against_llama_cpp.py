@@ -1,8 +1,8 @@
 """Our hybrid decoder against llama.cpp: the same random weights, in turns.
 
-    python benchmarks/llama_cpp_sides.py small-decode      # 90 M parameters, token by token
-    python benchmarks/llama_cpp_sides.py stack-prefill     # layers M, E, *, M, E, 2,048 tokens
-    python benchmarks/llama_cpp_sides.py stack-decode      # the same layers, token by token
+    python benchmarks/against_llama_cpp.py small-decode      # 90 M parameters, token by token
+    python benchmarks/against_llama_cpp.py stack-prefill     # layers M, E, *, M, E, 2,048 tokens
+    python benchmarks/against_llama_cpp.py stack-decode      # the same layers, token by token
 
 Ours in float32, int8 and int4 (`--compile`: decoding through compiled code) beside llama.cpp's f32,
 q8_0 and q4_0, each in a process of its own. `ratio` is llama.cpp's time over ours at the same bits,
