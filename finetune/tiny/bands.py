@@ -5,6 +5,7 @@ that can be read. A line belongs to the band that its middle lies in; what a ban
 neighbours is not read.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from finetune.tiny.fonts import Fonts, load_font
 from finetune.tiny.printed import damage, paper_and_ink, random_text
-from finetune.tiny.receipts import Page, text_between
+from finetune.tiny.receipts import Crop, Page, text_between
 
 SEVERAL_SHARE = 0.15  # of the bands have more than one line
 MAX_SCALE = 2.2  # by which small print is enlarged
@@ -56,7 +57,8 @@ def cut_band(rng: Generator, page: Page) -> Band | None:
     lines = [line for line in page.lines if line.box[1] >= page.reserved_until]
     if not lines:
         return None
-    left, top, right, bottom = lines[int(rng.integers(len(lines)))].box
+    lengths = np.asarray([len(line.text) for line in lines], float)  # long ones are harder to read
+    left, top, right, bottom = lines[int(rng.choice(len(lines), p=lengths / lengths.sum()))].box
     height = bottom - top
     above, below = rng.uniform(-0.05, 0.3, 2) * height
     if rng.random() < SEVERAL_SHARE:
@@ -71,16 +73,27 @@ def cut_band(rng: Generator, page: Page) -> Band | None:
     if not 0 < len(text) <= MAX_LETTERS:
         return None
     edges = None
-    pieces = [line for line in inside if top <= (line.box[1] + line.box[3]) / 2 < bottom]
-    if len(pieces) == 1:  # typewritten, or nearly
-        columns = np.linspace(pieces[0].box[0], pieces[0].box[2], len(text) + 1)
-        edges = ((columns - left) / (right - left)).clip(0, 1)
+    if "\n" not in text:
+        pieces = [line for line in inside if top <= (line.box[1] + line.box[3]) / 2 < bottom]
+        edges = ((_edges(pieces) - left) / (right - left)).clip(0, 1)
     grey = Image.fromarray(page.image[top:bottom, left:right])
     if rng.random() < 0.7:
         scale = float(rng.uniform(1, MAX_SCALE))
         size = round(scale * grey.width), round(scale * grey.height)
         grey = grey.resize(size, Image.Resampling.BICUBIC)
     return Band(np.asarray(grey.convert("RGB")), text, edges)
+
+
+def _edges(pieces: Sequence[Crop]) -> Float[np.ndarray, " characters+1"]:
+    """Columns between the characters of a line, spaces between its pieces among them.
+
+    Args:
+        pieces: Typewritten, or nearly.
+    """
+    ordered = sorted(pieces, key=lambda piece: piece.box[0])
+    return np.concatenate(
+        [np.linspace(piece.box[0], piece.box[2], len(piece.text) + 1) for piece in ordered]
+    )
 
 
 def _render(rng: Generator, fonts: Fonts) -> Band:

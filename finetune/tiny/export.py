@@ -32,7 +32,7 @@ def assemble(joint: Path, vision: Path, audio: Path) -> OmniModel:
         vision: Weights of the vision tower that it was trained with.
         audio: Weights of the audio tower that it was trained with.
     """
-    model = build_model(len(load_tokenizer(joint)))
+    model = build_model(len(load_tokenizer(joint.parent / "tokenizer")))
     load_towers(model, vision, audio)
     trained = torch.load(joint, weights_only=True)["model"]
     towers = {n: t for n, t in model.state_dict().items() if n not in trained}
@@ -40,9 +40,9 @@ def assemble(joint: Path, vision: Path, audio: Path) -> OmniModel:
     return model
 
 
-def load_tokenizer(joint: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer that a checkpoint of stage 2 was trained with; it lies beside it."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(joint.parent / "tokenizer")
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a checkpoint; that of stage 2 lies in `tokenizer/` beside it."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     for where_from in ("is_local", "local_files_only"):  # would be saved with it
         tokenizer.init_kwargs.pop(where_from, None)
     return tokenizer
@@ -91,7 +91,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = assemble(options.joint, options.vision, options.audio)
     reduction = {"video": options.reduce_video} if options.reduce_video else {}
-    size = export(model, load_tokenizer(options.joint), options.out, reduction)
+    size = export(model, load_tokenizer(options.joint.parent / "tokenizer"), options.out, reduction)
     parameters = sum(p.numel() for p in model.parameters())
     logger.info("%s parameters, %.1f MB in %s", f"{parameters:,}", size / 1e6, options.out)
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from omni.backbone.attention import Attention
-from omni.inputs import IGNORE_INDEX, OmniInputs
+from omni.inputs import IGNORE_INDEX, MediaItem, OmniInputs
 from omni.model import OmniModel
 
 HEAD = 0  # of the queries, and of the keys
@@ -44,8 +44,9 @@ class Sample(NamedTuple):
     """One conversation, and where the characters of its answer are."""
 
     inputs: OmniInputs
-    edges: Float[np.ndarray, " characters+1"] | None
-    """Shares of the picture's width between the characters; None where they are not known."""
+    edges: Sequence[Float[np.ndarray, " characters+1"]] | None
+    """Of each picture, in which one line of the answer is printed, the shares of its width between
+    the characters; None where they are not known."""
 
 
 def find_places(
@@ -82,24 +83,29 @@ def find_places(
 
 
 def _characters(
-    inputs: OmniInputs, edges: np.ndarray, row: int, start: int
+    inputs: OmniInputs, lines: Sequence[np.ndarray], row: int, start: int
 ) -> Iterator[tuple[int, int, int, list[int]]]:
     """Row, start of the sample, query and tokens of each character of an answer."""
     assert inputs.labels is not None
-    item = inputs.media[0]
-    height, width = item.grid[1] // FOLD, item.grid[2] // FOLD
     (places,) = torch.nonzero(inputs.labels[0] != IGNORE_INDEX, as_tuple=True)
-    if len(places) != len(edges) or item.num_tokens != height * width:
-        return  # letters of several bytes; the answer's end is the one label more
-    for i in range(len(edges) - 1):
-        first = max(0, int(np.floor(edges[i] * width - REACH)))
-        last = min(width - 1, int(np.ceil(edges[i + 1] * width + REACH)) - 1)
-        tokens = [
-            start + item.start + line * width + column
-            for line in range(height)
-            for column in range(min(first, last), last + 1)
-        ]
-        yield row, start, start + int(places[i]) - 1, tokens
+    if len(places) != sum(len(edges) for edges in lines):
+        return  # letters of several bytes; a line's end, or the answer's, is the one label more
+    first = 0
+    for item, edges in zip(inputs.media, lines, strict=True):
+        width = item.grid[2] // FOLD
+        for i in range(len(edges) - 1):
+            tokens = _tokens_between(item, edges[i] * width, edges[i + 1] * width)
+            yield row, start, start + int(places[first + i]) - 1, [start + t for t in tokens]
+        first += len(edges)
+
+
+def _tokens_between(item: MediaItem, left: float, right: float) -> list[int]:
+    """Positions of a picture's tokens that show what lies between two columns, or touch it."""
+    height, width = item.grid[1] // FOLD, item.grid[2] // FOLD
+    first = max(0, int(np.floor(left - REACH)))
+    last = min(width - 1, int(np.ceil(right + REACH)) - 1)
+    columns = range(min(first, last), last + 1)
+    return [item.start + line * width + column for line in range(height) for column in columns]
 
 
 class ReadingGuide:

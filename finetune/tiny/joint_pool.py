@@ -40,7 +40,7 @@ from omni.towers import batch_key, run_tower
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.04, 0.01, 0.7
-SEVERAL_BANDS_SHARE = 0.1  # of the bands: two to four are read one after the other
+SEVERAL_BANDS_SHARE = 0.2  # of the bands: two to five are read one after the other
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 
@@ -206,7 +206,7 @@ class Pool:
         kind -= PAIR_SHARE
         encoded = self._held(self._tasks(1)[0])
         if encoded.subject.task == "band" and rng.random() < SEVERAL_BANDS_SHARE:
-            several = [encoded, *(self._held("band") for _ in range(int(rng.integers(1, 4))))]
+            several = [encoded, *(self._held("band") for _ in range(int(rng.integers(1, 5))))]
             return self._inputs(several, [reading_turn(rng, [e.subject for e in several])])
         if kind < OFF_TOPIC_SHARE:
             return self._inputs([encoded], [text_turn(rng)])
@@ -235,7 +235,9 @@ class Pool:
         if turns[-1].task != "line":
             return Sample(inputs, None)
         inputs = spell_answer(inputs, turns[-1].answer, self.processor.tokenizer)
-        return Sample(inputs, media[0].subject.edges if len(media) == 1 else None)
+        lines = [encoded.subject.edges for encoded in media]
+        known = [edges for edges in lines if edges is not None]
+        return Sample(inputs, known if len(known) == len(lines) else None)
 
 
 def random_reduction(rng: Generator) -> str:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
 
 from finetune.tiny.bands import MAX_LETTERS
+from finetune.tiny.export import load_tokenizer
 from finetune.tiny.guide import ReadingGuide
 from finetune.tiny.joint_data import SHARES, Subjects, Turn, chat, text_turn, turns_about
 from finetune.tiny.joint_pool import (
@@ -220,8 +220,9 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer").is_dir():
-        build_tokenizer().save_pretrained(out / "tokenizer")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
+        tokenizer = load_tokenizer(initial / "tokenizer") if initial else build_tokenizer()
+        tokenizer.save_pretrained(out / "tokenizer")
+    tokenizer = load_tokenizer(out / "tokenizer")
     torch.manual_seed(settings.seed)
     towers, model = build_model(len(tokenizer)), build_model(len(tokenizer))
     load_towers(towers, vision, audio)

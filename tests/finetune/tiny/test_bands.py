@@ -50,6 +50,25 @@ def test_pieces_at_one_height_are_one_line_from_left_to_right(page):
     assert text_between(pieces, 60, 100) == ""
 
 
+def test_the_places_of_a_line_in_pieces_leave_out_what_is_between_them(page, monkeypatch):
+    monkeypatch.setattr(bands, "SEVERAL_SHARE", 0.0)
+    line = (
+        Crop(page.image, (10, 300, 90, 320), "CHANGE :"),
+        Crop(page.image, (200, 302, 240, 322), "8.00"),
+    )
+    rng = np.random.default_rng(0)
+    found = [cut_band(rng, page._replace(lines=line)) for _ in range(40)]
+    both = [band for band in found if band and band.text == "CHANGE : 8.00"]
+    assert both
+    for band in both:
+        assert len(band.edges) == len(band.text) + 1
+        widths = np.diff(band.edges)
+        pixels = (band.edges[-1] - band.edges[0]) / 230  # what the boxes span, in shares
+        np.testing.assert_allclose(widths[:8], 10 * pixels, atol=1e-6)
+        np.testing.assert_allclose(widths[8], 110 * pixels, atol=1e-6)
+        np.testing.assert_allclose(widths[9:], 10 * pixels, atol=1e-6)
+
+
 def test_drawn_bands_are_repeatable_varied_and_within_their_length():
     fonts = find_fonts("train")
     drawn = [render_band(np.random.default_rng(seed), fonts) for seed in range(60)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finetune.tiny.guide import HEAD, ReadingGuide, Sample, find_places
-from finetune.tiny.joint_data import Subject, chat, turns_about
+from finetune.tiny.joint_data import Subject, chat, reading_turn
 from finetune.tiny.joint_pool import pack_rows, spell_answer
 from finetune.tiny.model_config import build_model, processor_settings
 from finetune.tiny.tokenizer import build_tokenizer
@@ -21,14 +21,24 @@ def model():
     return build_model(len(TOKENIZER)).requires_grad_(True)
 
 
-def line(model, text, edges):
-    """A conversation about a picture of 32 x 512 pixels."""
-    pixels = np.random.default_rng(len(text)).integers(0, 256, (32, 512, 3), dtype=np.uint8)
-    subject = Subject("line", load_media(pixels), {"label": text})
+def read(model, lines):
+    """A conversation about pictures of 32 x 512 pixels, each with a line."""
+    rng = np.random.default_rng(len(lines[0][0]))
+    pixels = [rng.integers(0, 256, (32, 512, 3), dtype=np.uint8) for _ in lines]
+    subjects = [
+        Subject("line", load_media(p), {"label": text})
+        for p, (text, _) in zip(pixels, lines, strict=True)
+    ]
     processor = OmniProcessor(TOKENIZER, model.config, processor_settings())
-    [turn] = turns_about(np.random.default_rng(0), subject)
-    inputs = processor(chat([pixels], [turn], answered=True), with_labels=True)
-    return Sample(spell_answer(inputs, text, TOKENIZER), edges)
+    turn = reading_turn(rng, subjects)
+    inputs = processor(chat(pixels, [turn], answered=True), with_labels=True)
+    edges = [edges for _, edges in lines if edges is not None]
+    return Sample(spell_answer(inputs, turn.answer, TOKENIZER), edges or None)
+
+
+def line(model, text, edges):
+    """A conversation about one picture."""
+    return read(model, [(text, edges)])
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,20 @@ def test_each_character_is_predicted_from_its_own_sample_and_shown_by_its_own_co
     np.testing.assert_allclose(np.ravel(columns), expected, atol=1)
     assert torch.equal(places.previous[1:4], places.current[:3])
     assert torch.equal(places.previous[4], places.current[4])  # the first of another line
+
+
+def test_lines_of_several_pictures_are_each_shown_by_their_own_picture(model):
+    edges = np.linspace(0, 1, 4)
+    sample = read(model, [("abc", edges), ("def", edges)])
+    inputs, offsets = pack_rows([sample.inputs], 0)
+    places = find_places([sample], offsets, inputs.input_ids.shape[1])
+    behind = (places.queries + 1).tolist()
+    assert TOKENIZER.decode(inputs.labels[0, behind]) == "abcdef"
+    assert behind[3] == behind[2] + 2  # the line's end is between them, and shown nowhere
+    first, second = inputs.media
+    shift = second.start - first.start
+    assert torch.equal(places.current[3:], places.current[:3].roll(shift, 1))
+    assert torch.equal(places.previous[3], places.current[2])  # where reading goes on from
 
 
 def test_the_first_character_of_a_row_does_not_follow_the_last_of_another_row(packed):
