@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from omni.errors import RequestError
 
 if TYPE_CHECKING:
+    from finetune.recipes.programs import Program
     from finetune.settings import FinetuneSettings
     from finetune.trainable import Explanation
 
@@ -89,16 +90,21 @@ def run(
     --resume, and ends with the weights of one that was not.
     """
     from finetune.recipes import Job, load_recipe
+    from finetune.recipes.programs import Program
     from finetune.settings import parse_overrides
 
     words = list(words or [])
     if data is not None and "=" in data.name and not data.exists():  # a setting without DATA
         words.insert(0, str(data))
         data = None
-    job = load_recipe(recipe) if recipe else Job()
     options = {"preset": preset, "max_steps": max_steps, "seed": seed}
     options["cache_features"] = None if cache_features is None else str(cache_features)
     paths = {"data": data, "held_out": held_out, "media": media, "out": out}
+    job = load_recipe(recipe) if recipe else Job()
+    if isinstance(job, Program):
+        given = {**options, **paths, "base": base}
+        _run_program(job, parse_overrides(words), given, resume=resume, explain=explain)
+        return
     job = job.changed(parse_overrides(words), base=base, **paths)
     settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
     stages = [settings.changed(stage) for stage in job.stages] or [settings]
@@ -127,6 +133,25 @@ def merge_command(
         typer.echo(json.dumps({"out": str(out), "max_logit_difference": difference}))
     else:
         typer.echo(f"{out}: merged; scores differ by at most {difference:.1e} of the largest")
+
+
+def _run_program(
+    program: "Program", words: dict[str, str], given: dict[str, Any], *, resume: bool, explain: bool
+) -> None:
+    """Run a stage of omni-tiny's own training, with what the command line says in place."""
+    names = {"data": "data", "out": "out", "max_steps": "steps", "seed": "seed"}
+    for option, value in given.items():
+        if value is not None and option not in names:
+            raise RequestError(
+                f"Found {option} {value}; the recipe runs a program of finetune/tiny, for which "
+                "expected is DATA, --out, --max-steps, --seed, --resume or OPTION=VALUE."
+            )
+    program = program.changed({**words, **{names[o]: v for o, v in given.items() if o in names}})
+    program = program.changed({"resume": True if resume else None})
+    if explain:
+        typer.echo(program.command())
+    else:
+        program.run()
 
 
 def _explain(base: str | None, settings: "FinetuneSettings", as_json: bool) -> None:

@@ -8,6 +8,8 @@ settings: {preset: lora-all, learning_rate: 2e-4}
 stages:                    # optional: runs one after another, each with settings of its own
   - {preset: projectors, max_steps: 100}
   - {preset: lora-all}
+
+Those of `omni-tiny` itself name a program instead: `finetune.recipes.programs`.
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ import numpy as np
 import yaml
 
 from finetune.data import Dataset
+from finetune.recipes.programs import Program, read_program
 from finetune.settings import FinetuneSettings
 from omni.errors import RequestError
 
@@ -69,7 +72,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_recipe(name: str | Path) -> Job:
+def load_recipe(name: str | Path) -> Job | Program:
     """Read a recipe.
 
     Args:
@@ -87,6 +90,8 @@ def load_recipe(name: str | Path) -> Job:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise RequestError(f"{path} is no YAML: {error}") from error
+    if isinstance(found, dict) and "program" in found:
+        return read_program(found, str(path))
     unknown = sorted(set(found or {}) - set(_KEYS)) if isinstance(found, dict) else ["no mapping"]
     if unknown:
         raise RequestError(f"{path}: found {unknown[0]!r}; expected keys {', '.join(_KEYS)}.")

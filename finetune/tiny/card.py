@@ -51,9 +51,17 @@ An answer counts if it names the right word and no other of the candidates; the 
 edits divided by the length of the true text. Intervals: Wilson; for lines, bootstrap.
 """
 
-TRAINED = """Trained from scratch by the scripts in `finetune/tiny` (recipe: its README.md), seed 0,
-on two CPU cores that were shared with other work, so the hours are those of a clock. Settings were
-changed by hand on the way: the recipe says how, and a run from scratch will not give these weights.
+TRAINED = """Trained from scratch, seed 0, on two CPU cores that were shared with other work, so the hours are
+those of a clock, by what these commands run:
+
+    omni finetune --recipe omni-tiny-1
+    omni finetune --recipe omni-tiny-2
+    omni finetune --recipe omni-tiny-3
+    omni finetune --recipe omni-tiny-4
+    omni finetune --recipe omni-tiny-5
+
+Settings were changed by hand on the way: `finetune/tiny/README.md` says how. The commands have the
+settings where that ended; a run from scratch will not give these weights.
 """
 
 LIMITS = """## What it cannot do
@@ -149,13 +157,14 @@ def training_rows(runs: Path) -> list[str]:
     """Write what each stage of training took, from the runs' own figures.
 
     Args:
-        runs: Folder with `vision/`, `audio/` and `joint/`.
+        runs: Folder with those of the recipes `omni-tiny-1` to `omni-tiny-4`.
     """
     rows = ["| stage | steps | samples | hours |", "| --- | ---: | ---: | ---: |"]
     names = {
         "vision": "vision tower, direct heads",
         "audio": "audio tower, direct heads",
-        "joint": "projectors and decoder, towers frozen",
+        "short": "projectors and decoder, towers frozen",
+        "long": "the same again, with long strips of print",
     }
     for folder, name in names.items():
         last = json.loads((runs / folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -167,7 +176,7 @@ def training_rows(runs: Path) -> list[str]:
 
 def expert_lines(runs: Path) -> list[str]:
     """Write the share of tokens that each expert got in the last step that was recorded."""
-    last = json.loads((runs / "joint" / "metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((runs / "long" / "metrics.jsonl").read_text().splitlines()[-1])
     return [
         f"- layer {number} of experts: {', '.join(f'{100 * share:.0f} %' for share in shares)}"
         for number, shares in enumerate(last["expert_load"], start=1)

@@ -9,6 +9,7 @@ Towers, projectors and decoder become one folder that `omni.load` opens:
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def export(
     return (out / "model.safetensors").stat().st_size
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--joint", type=Path, required=True, help="checkpoint of stage 2")
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, required=True, help="weights of the audio tower")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--reduce-video", default="", help="default reduction, such as evs(0.5)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = assemble(options.joint, options.vision, options.audio)
     reduction = {"video": options.reduce_video} if options.reduce_video else {}

@@ -71,6 +71,7 @@ class AudioTraining:
         average_decay: Share of the averaged weights that stays at each step.
         ctc_weight: Weight of each CTC loss on single words; sequences have only these.
         evaluate_every: Steps between evaluations, which also write a checkpoint.
+        voices: Train on synthetic voices too; recordings alone are few speakers.
         seed: Seed of weights and data.
     """
 
@@ -87,6 +88,7 @@ class AudioTraining:
     average_decay: float = 0.999
     ctc_weight: float = 0.3
     evaluate_every: int = 250
+    voices: bool = True
     seed: int = 0
 
     def continued(self) -> "AudioTraining":
@@ -243,7 +245,9 @@ def train(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step, num_clips, seconds = state["step"], state["num_clips"], state["seconds"]
-    train_clips = load_clips(data, "train") + synthetic_clips(cache=out / "voices.npz")
+    train_clips = load_clips(data, "train")
+    if settings.voices:
+        train_clips += synthetic_clips(cache=out / "voices.npz")
     groups = validation_groups(load_clips(data, "validation"))
     # A resumed run draws other examples than those the stopped run has seen.
     pool = ExamplePool(train_clips, seed=settings.seed + step)
@@ -338,7 +342,7 @@ def save(
     (out / "checkpoint.new").replace(out / "checkpoint.pt")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Train the audio tower of omni-tiny.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the recordings")
@@ -346,17 +350,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=AudioTraining().steps)
     parser.add_argument("--minutes", type=float, help="stop after this time, if not done before")
     parser.add_argument("--batch-size", type=int, default=AudioTraining().batch_size)
+    parser.add_argument(
+        "--no-voices", action="store_true", help="train on recordings alone, by few speakers"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--threads", type=int, default=1, help="cores to use")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     settings = AudioTraining(
         steps=options.steps,
         minutes=options.minutes,
         batch_size=options.batch_size,
+        voices=not options.no_voices,
         seed=options.seed,
     )
     if options.initial is not None:

@@ -325,7 +325,7 @@ def _save(
     (out / "checkpoint.new").replace(out / "checkpoint.pt")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
@@ -334,18 +334,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    plain = VisionTraining(steps=arguments.steps, seed=arguments.seed)
+    plain = VisionTraining(steps=options.steps, seed=options.seed)
     # The full rates wipe out in a hundred steps what a trained tower knows.
-    settings = plain if arguments.initial is None else plain.continued()
+    settings = plain if options.initial is None else plain.continued()
     train(
-        arguments.data,
-        arguments.out,
+        options.data,
+        options.out,
         settings,
-        resume=arguments.resume,
-        initial=arguments.initial,
+        resume=options.resume,
+        initial=options.initial,
     )
 
 

@@ -7,6 +7,7 @@ Writes what the stages write: the towers' weights, `checkpoint.pt` without optim
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,12 +35,12 @@ def unpack(weights: Path, out: Path) -> None:
     load_tokenizer(weights).save_pretrained(out / "tokenizer")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write the parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint to take apart")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     unpack(options.weights, options.out)
 
 

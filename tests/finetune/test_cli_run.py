@@ -1,6 +1,7 @@
 """Fine-tuning, answering with an adapter and merging it, as a user types them."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -124,3 +125,30 @@ def test_a_recipe_says_what_it_does_not_know(tmp_path):
         load_recipe(path)
     with pytest.raises(RequestError, match="no such recipe"):
         load_recipe("unknown")
+
+
+def test_a_recipe_of_omni_tiny_is_a_program_with_the_words_of_the_command_line(app, monkeypatch):
+    words = ["finetune", "--recipe", "omni-tiny-4", "--max-steps", "3", "pool=100", "--resume"]
+    ran = CliRunner().invoke(app, [*words, "--explain"], catch_exceptions=False)
+    assert ran.stdout.startswith("python -m finetune.tiny.train_joint --data ../shared/data")
+    for part in ("--steps 3", "--pool 100", "--share band=0.45 --share line=0.20", "--resume"):
+        assert part in ran.stdout
+    given = []
+    monkeypatch.setattr("finetune.tiny.train_joint.main", given.append)
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    assert shlex.split(ran.stdout)[3:] == given[0]
+    with pytest.raises(RequestError, match="Found preset full; the recipe runs a program"):
+        CliRunner().invoke(app, [*words, "--preset", "full"], catch_exceptions=False)
+
+
+def test_a_recipe_runs_only_the_programs_of_omni_tiny(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("program: os\n")
+    with pytest.raises(RequestError, match="found program 'os'; expected one of train_vision"):
+        load_recipe(path)
+    path.write_text("program: export\ndata: x\n")
+    with pytest.raises(RequestError, match="found 'data'; expected keys program, arguments"):
+        load_recipe(path)
+    path.write_text("program: export\narguments: [x]\n")
+    with pytest.raises(RequestError, match="expected KEY: VALUE pairs"):
+        load_recipe(path)

@@ -1,7 +1,10 @@
 """Every recipe: its first line is its command, its settings hold, and it takes two steps."""
 
+import argparse
+import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from omni.errors import RequestError
 from tests.support import tiny_omni
 
 BIG = [name for name in recipe_names() if name.startswith("nano-omni")]
+TINY = [name for name in recipe_names() if name.startswith("omni-tiny")]  # their own programs
 ACCELERATORS = {"nano-omni-lora-1gpu": 1, "nano-omni-sft-8gpu": 8}  # of 80 GB
 
 
@@ -66,7 +70,7 @@ def test_the_first_line_is_the_command(name):
     assert f"--recipe {name}" in first
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - set(TINY)))
 def test_it_takes_two_steps(name, prepared, tmp_path):
     job = load_recipe(name)
     data = prepared / (job.data.parent.name if job.data else "receipts")
@@ -92,6 +96,39 @@ def test_it_takes_two_steps(name, prepared, tmp_path):
     )
     assert result.steps == 2
     assert not result.bad
+
+
+def test_the_stages_of_omni_tiny_hand_their_results_on():
+    made = set()
+    for name in TINY:
+        given = load_recipe(name).arguments
+        for key in ("vision", "audio", "voices", "joint"):
+            assert key not in given or str(Path(given[key]).parent) in made
+        assert given.get("initial", given["out"]) in {*made, given["out"]}
+        made.add(given["out"])
+    assert len(made) == len(TINY) == 5
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_programs_of_omni_tiny_know_their_arguments(name, monkeypatch):
+    program = load_recipe(name)
+    module = importlib.import_module(f"finetune.tiny.{program.name}")
+    asked = []
+
+    class Parsed(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, words):
+        asked.append(vars(parse(parser, words)))
+        raise Parsed
+
+    monkeypatch.setattr(module.argparse.ArgumentParser, "parse_args", parse_and_stop)
+    with pytest.raises(Parsed):
+        program.changed({"seed": None}).run()
+    for key, value in program.arguments.items():
+        assert str(asked[0][key]) == str(value)
 
 
 @pytest.mark.parametrize("name", BIG)
