@@ -51,8 +51,8 @@ An answer counts if it names the right word and no other of the candidates; the 
 edits divided by the length of the true text. Intervals: Wilson; for lines, bootstrap.
 """
 
-TRAINED = """Trained from scratch, seed 0, on two CPU cores that were shared with other work, so the hours are
-those of a clock, by what these commands run:
+TRAINED = """Trained from scratch, seed 0, on two CPU cores that were shared with other work, so
+the hours are those of a clock, by what these commands run:
 
     omni finetune --recipe omni-tiny-1
     omni finetune --recipe omni-tiny-2
