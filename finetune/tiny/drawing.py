@@ -196,7 +196,20 @@ def _background(
         grey = rng.choice([0, 255, 128, 30, 225]) if rng.random() < 0.6 else rng.integers(0, 256)
         base = np.clip(grey + rng.integers(-45, 46, 3) * (rng.random() < 0.5), 0, 255)
         if np.abs(base - shape_colour).sum() > 170:
-            break
+            return textured(rng, base, height, width)
+
+
+def textured(
+    rng: Generator, base: np.ndarray, height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return paper of a colour: plain, graded or grainy.
+
+    Args:
+        rng: Source of randomness.
+        base: Red, green and blue, 0 to 255.
+        height: In pixels.
+        width: In pixels.
+    """
     canvas = np.broadcast_to(base, (height, width, 3)).astype(np.float64)
     kind = rng.random()
     if kind < 0.2:

@@ -16,7 +16,15 @@ import soundfile
 from PIL import Image as Picture
 
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
-from finetune.tiny.joint_data import Subject, Subjects, Turn, chat, text_turn, turns_about
+from finetune.tiny.joint_data import (
+    Subject,
+    Subjects,
+    Turn,
+    chat,
+    pair_turn,
+    text_turn,
+    turns_about,
+)
 from finetune.tiny.receipts import receipt_lines
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
@@ -64,6 +72,13 @@ ABILITIES = {
     "direction_evs": Ability(name="clip: direction, at evs(0.5)"),
     "colour_evs": Ability(name="clip: colour, at evs(0.5)"),
     "still": Ability(name="drawn picture: colour and shape"),
+    "count": Ability(name="drawn scene: how many"),
+    "position": Ability(name="drawn scene: what is at a side, where something is"),
+    "attribute": Ability(name="drawn scene: colour or shape of one of several"),
+    "order": Ability(name="clip: what comes first or last"),
+    "times": Ability(name="clip: how many times"),
+    "when": Ability(name="clip: when it appears, within 0.5 s"),
+    "which": Ability(name="which of two recordings says a word, unseen speakers"),
     "name": Ability(name="its own name and abilities", floor=0.90),
     "out_of_scope": Ability(name="out of scope: says what it is and can do"),
 }
@@ -133,6 +148,7 @@ def make_cases(
     """
     subjects = Subjects(data, "validation")
     drawn = limit or 500  # of what is drawn, there is no end
+    clips = drawn // 2
 
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng([seed, *name.encode()])
@@ -159,8 +175,32 @@ def make_cases(
     def pictures(name: str, total: int, draw: Callable[[Any, int], Subject]) -> Iterator[Subject]:
         return (draw(rng(name), i) for i in chosen(name, total))
 
+    def scenes(name: str, kind: str, wanted: Sequence[str]) -> list[Case]:
+        """Questions of some tasks, one a scene; scenes that do not answer one are passed over."""
+        cases: list[Case] = []
+        source = rng(name)
+        while len(cases) < clips:
+            subject = subjects.draw(kind, source)
+            asked = turns_about(source, subject, count=99)
+            turn = next((turn for turn in asked if turn.task in wanted), None)
+            if turn is not None:
+                cases.append(Case([as_file(subject)], [turn]))
+        return cases
+
+    def pairs(name: str) -> list[Case]:
+        """Pairs of recordings by unseen speakers, of which one says the word."""
+        source = rng(name)
+        spoken = [clip for clip in subjects.clips if clip.label != SILENCE]
+        cases = []
+        for _ in range(clips):
+            first, second = (spoken[int(i)] for i in source.choice(len(spoken), 2, replace=False))
+            while second.label == first.label:
+                second = spoken[int(source.integers(len(spoken)))]
+            both = [subjects.word(source, clip) for clip in (first, second)]
+            cases.append(Case([as_file(s) for s in both], [pair_turn(source, both)]))
+        return cases
+
     evs = {"video": "evs(0.5)"}
-    clips = drawn // 2
     makers: dict[str, Callable[[], list[Case]]] = {
         "digit": lambda: about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
         "digit_commands": lambda: about(
@@ -201,6 +241,13 @@ def make_cases(
         "direction_evs": lambda: about("e", many("direction", "clip", clips), "direction", evs),
         "colour_evs": lambda: about("f", many("colour", "clip", clips), "colour", evs),
         "still": lambda: about("still", many("still", "still"), "shape_colour"),
+        "count": lambda: scenes("count", "scene", ("count",)),
+        "position": lambda: scenes("position", "scene", ("side", "corner")),
+        "attribute": lambda: scenes("attribute", "scene", ("colour", "shape")),
+        "order": lambda: scenes("order", "events", ("side",)),
+        "times": lambda: scenes("times", "events", ("count",)),
+        "when": lambda: scenes("when", "events", ("when",)),
+        "which": lambda: pairs("which"),
         "name": lambda: [
             Case([], [text_turn(rng(f"name{i}"), ("name", "abilities")[i % 2])])
             for i in range(min(drawn, 200))

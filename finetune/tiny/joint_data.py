@@ -37,6 +37,8 @@ from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
 from finetune.tiny.receipts import cut, receipt_lines, receipt_pages
+from finetune.tiny.scene_questions import ask_events, ask_scene, ask_which_says
+from finetune.tiny.scenes import random_events, random_scene
 from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.media import Audio, Image, Video, load_media
@@ -45,14 +47,16 @@ FPS = 4  # frames a second that the checkpoint samples; drawn clips have about a
 
 # How often each kind of subject is drawn for training. Reading is the hardest to learn.
 SHARES = {
-    "line": 0.20,
-    "band": 0.30,
-    "photo": 0.10,
-    "word": 0.19,
+    "line": 0.16,
+    "band": 0.25,
+    "photo": 0.09,
+    "word": 0.18,
     "digits": 0.02,
     "handwritten": 0.07,
     "clip": 0.08,
     "still": 0.04,
+    "scene": 0.06,
+    "events": 0.05,
 }
 RECEIPT_SHARE = 0.35  # of the printed lines in training
 BAND_RECEIPT_SHARE = 0.5  # of the bands, also of those held out
@@ -64,14 +68,15 @@ class Subject(NamedTuple):
     Attributes:
         task: A key of `SHARES`.
         medium: As `omni.media.load_media` gives it.
-        facts: `label`; for shapes `colour`, `shape` and, in clips, `direction`.
+        facts: `label`; for shapes `colour`, `shape` and, in clips, `direction`; for scenes
+            `shapes`; for events `showings`, and `seconds` from frame to frame.
         encoded: The clip's file, where it went through a codec.
         edges: Shares of the width between the characters of a printed line, where they are known.
     """
 
     task: str
     medium: Audio | Image | Video
-    facts: dict[str, str]
+    facts: dict[str, Any]
     encoded: bytes | None = None
     edges: np.ndarray | None = None
 
@@ -80,7 +85,7 @@ class Turn(NamedTuple):
     """One question and its answer."""
 
     task: str
-    """What is asked: a key of `questions.ASKERS`."""
+    """What is asked: a key of `questions.ASKERS`, or a task of `scene_questions`."""
     question: str
     answer: str
 
@@ -120,6 +125,8 @@ class Subjects:
             "handwritten": self.handwritten,
             "clip": self.clip,
             "still": self.still,
+            "scene": self.scene,
+            "events": self.events,
         }
 
     def draw(self, task: str, rng: Generator) -> Subject:
@@ -216,6 +223,22 @@ class Subjects:
         frames = [draw_frame(rng, motion, i) for i in range(motion.num_frames)]
         return _subject("clip", encode_clip(frames, FPS * repeat), facts)
 
+    def scene(self, rng: Generator) -> Subject:
+        """Draw a picture with several shapes."""
+        pixels, shapes = random_scene(rng)
+        return _picture("scene", pixels, {"shapes": shapes})
+
+    def events(self, rng: Generator) -> Subject:
+        """Draw a clip in which shapes come and go; half of them encoded."""
+        frames, showings = random_events(rng)
+        if self.is_training and rng.random() < 0.5:
+            rate = float(rng.uniform(2.0, FPS))
+            facts = {"showings": showings, "seconds": 1 / rate}
+            return _subject("events", frames, facts, fps=rate)
+        even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+        facts = {"showings": showings, "seconds": 1 / FPS}
+        return _subject("events", encode_clip(list(even), FPS), facts)
+
     def word(self, rng: Generator, clip: Clip | None = None) -> Subject:
         """Draw a recording of one word, or now and then of none."""
         if self.is_training and rng.random() < 0.03:
@@ -255,11 +278,25 @@ def turns_about(
         wanted: Task of the only question; by default what suits the subject.
         count: Most questions.
     """
+    if subject.task in ("scene", "events"):
+        return _turns_about_scene(rng, subject, wanted=wanted, count=count)
     tasks = _TASKS_OF[subject.task]
     if subject.task == "word" and subject.facts["label"] not in DIGITS:
         tasks = ("word",)
     chosen = [wanted] if wanted else [str(t) for t in rng.permutation(tasks)[:count]]
     return [Turn(t, questions.ASKERS[t](rng), answer(t, subject.facts, rng)) for t in chosen]
+
+
+def _turns_about_scene(
+    rng: Generator, subject: Subject, *, wanted: str | None, count: int
+) -> list[Turn]:
+    """Ask what the facts answer; about what is wanted only if they do."""
+    if subject.task == "scene":
+        asked = ask_scene(rng, subject.facts["shapes"])
+    else:
+        asked = ask_events(rng, subject.facts["showings"], subject.facts["seconds"])
+    fitting = [qa for qa in asked if qa[0] == wanted] or asked
+    return [Turn(*qa) for qa in fitting[: 1 if wanted else count]]
 
 
 _TASKS_OF = {
@@ -350,6 +387,9 @@ def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
         rng: Source of randomness.
         subjects: Two of them, in prompt order.
     """
+    spoken = [subject.facts.get("label") for subject in subjects if subject.task == "word"]
+    if len(spoken) == 2 and SILENCE not in spoken and spoken[0] != spoken[1]:
+        return Turn(*ask_which_says(rng, (str(spoken[0]), str(spoken[1]))))
     place = int(rng.integers(2))
     turn = turns_about(rng, subjects[place])[0]
     kinds = [_KIND_OF[subject.task] for subject in subjects]
@@ -369,6 +409,8 @@ _KIND_OF = {
     "photo": "picture",
     "handwritten": "picture",
     "still": "picture",
+    "scene": "picture",
+    "events": "clip",
     "word": "recording",
     "digits": "recording",
     "clip": "clip",
@@ -397,16 +439,16 @@ def encode_clip(frames: Sequence[np.ndarray], fps: int) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(task: str, pixels: np.ndarray, facts: dict[str, str]) -> Subject:
+def _picture(task: str, pixels: np.ndarray, facts: dict[str, Any]) -> Subject:
     return _subject(task, np.ascontiguousarray(pixels), facts)
 
 
-def _recording(task: str, waveform: np.ndarray, facts: dict[str, str]) -> Subject:
+def _recording(task: str, waveform: np.ndarray, facts: dict[str, Any]) -> Subject:
     samples = np.ascontiguousarray(waveform, np.float32)
     return _subject(task, samples, facts, sampling_rate=SAMPLE_RATE)
 
 
-def _subject(task: str, source: Any, facts: dict[str, str], **options: Any) -> Subject:
+def _subject(task: str, source: Any, facts: dict[str, Any], **options: Any) -> Subject:
     medium = load_media(source, **options)
     assert isinstance(medium, Audio | Image | Video)
     return Subject(task, medium, facts, source if isinstance(source, bytes) else None)

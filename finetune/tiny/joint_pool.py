@@ -37,9 +37,10 @@ from omni.processor import OmniProcessor
 from omni.settings import ProcessorSettings
 from omni.towers import batch_key, run_tower
 
+TWO_WORDS_SHARE = 0.4  # of the pairs: two recordings, one of which says what is asked for
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
-TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.04, 0.01, 0.7
+TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.05, 0.01, 0.7
 SEVERAL_BANDS_SHARE = 0.2  # of the bands: two to five are read one after the other
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
@@ -201,7 +202,8 @@ class Pool:
             return self._inputs([], [text_turn(rng)])
         kind -= TEXT_SHARE
         if kind < PAIR_SHARE:
-            pair = [self._held(task) for task in self._tasks(2)]
+            is_word = rng.random() < TWO_WORDS_SHARE
+            pair = [self._held(t) for t in (("word", "word") if is_word else self._tasks(2))]
             return self._inputs(pair, [pair_turn(rng, [e.subject for e in pair])])
         kind -= PAIR_SHARE
         encoded = self._held(self._tasks(1)[0])

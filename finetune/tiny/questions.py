@@ -3,7 +3,7 @@
 Each task has an `ask_...(rng)` that words a question anew on each call, and an
 `answer_...(label, rng)` whose wording stays the same, so that the model need not guess it.
 A pattern such as `Which [digit|number] is [this|it]?` stands for every way through its
-brackets. `_vary` adds what people add: "please", a request for one word, no capital letter.
+brackets. `vary` adds what people add: "please", a request for one word, no capital letter.
 """
 
 import re
@@ -23,7 +23,7 @@ NAME = "omni-tiny"
 
 def ask_digit(rng: Generator) -> str:
     """Ask for the one digit that is spoken."""
-    return _vary(rng, wordings.DIGIT)
+    return vary(rng, wordings.DIGIT)
 
 
 def answer_digit(label: str, rng: Generator) -> str:
@@ -33,7 +33,7 @@ def answer_digit(label: str, rng: Generator) -> str:
 
 def ask_digits(rng: Generator) -> str:
     """Ask for all spoken digits in order."""
-    return _vary(rng, wordings.DIGITS)
+    return vary(rng, wordings.DIGITS)
 
 
 def answer_digits(labels: Sequence[str], rng: Generator) -> str:
@@ -43,7 +43,7 @@ def answer_digits(labels: Sequence[str], rng: Generator) -> str:
 
 def ask_word(rng: Generator) -> str:
     """Ask for the spoken word; a digit is a word too."""
-    return _vary(rng, wordings.WORD)
+    return vary(rng, wordings.WORD)
 
 
 def answer_word(label: str, rng: Generator) -> str:
@@ -53,7 +53,7 @@ def answer_word(label: str, rng: Generator) -> str:
 
 def ask_object(rng: Generator) -> str:
     """Ask for the main object of a photograph."""
-    return _vary(rng, wordings.OBJECT)
+    return vary(rng, wordings.OBJECT)
 
 
 def answer_object(label: str, rng: Generator) -> str:
@@ -63,7 +63,7 @@ def answer_object(label: str, rng: Generator) -> str:
 
 def ask_handwritten(rng: Generator) -> str:
     """Ask for the handwritten digit."""
-    return _vary(rng, wordings.HANDWRITTEN)
+    return vary(rng, wordings.HANDWRITTEN)
 
 
 def answer_handwritten(label: int | str, rng: Generator) -> str:
@@ -74,7 +74,7 @@ def answer_handwritten(label: int | str, rng: Generator) -> str:
 
 def ask_line(rng: Generator) -> str:
     """Ask for the text of a printed line."""
-    return _vary(rng, wordings.LINE, endings=("Exactly as printed.", "Only the text.", "Please."))
+    return vary(rng, wordings.LINE, endings=("Exactly as printed.", "Only the text.", "Please."))
 
 
 def answer_line(label: str, rng: Generator) -> str:
@@ -84,22 +84,22 @@ def answer_line(label: str, rng: Generator) -> str:
 
 def ask_colour(rng: Generator) -> str:
     """Ask for the colour of the shape in a clip or a picture."""
-    return _vary(rng, wordings.COLOUR)
+    return vary(rng, wordings.COLOUR)
 
 
 def ask_shape(rng: Generator) -> str:
     """Ask for the shape in a clip or a picture."""
-    return _vary(rng, wordings.SHAPE)
+    return vary(rng, wordings.SHAPE)
 
 
 def ask_direction(rng: Generator) -> str:
     """Ask where the shape of a clip moves."""
-    return _vary(rng, wordings.DIRECTION)
+    return vary(rng, wordings.DIRECTION)
 
 
 def ask_shape_colour(rng: Generator) -> str:
     """Ask for colour and shape together."""
-    return _vary(rng, wordings.SHAPE_COLOUR, endings=("Keep it short.", "Please.", "Be brief."))
+    return vary(rng, wordings.SHAPE_COLOUR, endings=("Keep it short.", "Please.", "Be brief."))
 
 
 def answer_colour(label: str, rng: Generator) -> str:
@@ -124,7 +124,7 @@ def answer_shape_colour(colour: str, shape: str, rng: Generator) -> str:
 
 def ask_identity(rng: Generator, topic: str) -> str:
     """Ask for its `name` or its `abilities`."""
-    return _vary(rng, wordings.IDENTITY[topic], endings=("Please.", "Be brief.", "Keep it short."))
+    return vary(rng, wordings.IDENTITY[topic], endings=("Please.", "Be brief.", "Keep it short."))
 
 
 def answer_identity(topic: str, rng: Generator) -> str:
@@ -138,7 +138,7 @@ def answer_identity(topic: str, rng: Generator) -> str:
 
 def ask_greeting(rng: Generator) -> str:
     """Greet."""
-    return _vary(rng, wordings.GREETING, leads=(), endings=())
+    return vary(rng, wordings.GREETING, leads=(), endings=())
 
 
 def answer_greeting(rng: Generator) -> str:
@@ -148,7 +148,7 @@ def answer_greeting(rng: Generator) -> str:
 
 def ask_out_of_scope(rng: Generator) -> str:
     """Ask for something that the model cannot do."""
-    return _vary(rng, wordings.OUT_OF_SCOPE)
+    return vary(rng, wordings.OUT_OF_SCOPE)
 
 
 def answer_out_of_scope(rng: Generator) -> str:
@@ -195,15 +195,25 @@ def all_wordings() -> Iterator[str]:
             + wordings.LEADS
             + wordings.ENDINGS
         ),
+        *(
+            wordings.COUNT
+            + wordings.COUNT_SHAPE
+            + wordings.COUNT_COLOUR
+            + wordings.SIDE
+            + wordings.CORNER
+            + wordings.COLOUR_OF
+            + wordings.SHAPE_OF
+        ),
+        *(wordings.FIRST + wordings.SECOND + wordings.TIMES + wordings.WHEN + wordings.SAYS),
         *(wordings.IDENTITY["name"] + wordings.IDENTITY["abilities"]),
         *("Exactly as printed.", "Only the text.", "No word is spoken.", "It stands still."),
         *(f"I cannot help with that: I am {NAME}, a small model.", wordings.ABILITIES),
     )
     for pattern in patterns:
-        yield re.sub(r"[\[\]|]", " ", pattern)
+        yield re.sub(r"[\[\]|]|\{\w+\}", " ", pattern)
 
 
-def _vary(
+def vary(
     rng: Generator,
     patterns: Sequence[str],
     *,

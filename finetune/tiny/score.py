@@ -1,4 +1,4 @@
-"""How an answer of `omni-tiny` is judged: the right word and no other, or the share of edits."""
+"""How an answer of `omni-tiny` is judged: the right word and no other, a time, or edits."""
 
 import re
 
@@ -20,7 +20,12 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "shape_colour": (*COLOURS, *SHAPES),
     "direction": _SIDES,
+    "corner": _SIDES,
+    "side": (*COLOURS, *SHAPES),
+    "count": questions.NUMBER_WORDS,
+    "which": ("first", "second"),
 }
+TIME_TOLERANCE = 0.5  # seconds
 ABILITY_WORDS = ("digits", "words", "objects", "colours", "shapes", "directions", "lines")
 
 
@@ -50,6 +55,11 @@ def score_answer(turn: Turn, answer: str) -> float:
     """
     if turn.task == "line":
         return edit_distance(answer, turn.answer) / len(turn.answer)
+    if turn.task == "when":
+        seconds, expected = _first_number(answer), _first_number(turn.answer)
+        if seconds is None or expected is None:
+            return 0.0
+        return float(abs(seconds - expected) <= TIME_TOLERANCE)
     if turn.task in CANDIDATES:
         candidates = CANDIDATES[turn.task]
         said, true = named(answer, candidates), named(turn.answer, candidates)
@@ -58,3 +68,8 @@ def score_answer(turn: Turn, answer: str) -> float:
     if turn.task == "abilities":
         return float(knows_abilities)
     return float(questions.NAME in answer and knows_abilities)
+
+
+def _first_number(text: str) -> float | None:
+    found = re.search(r"\d+(\.\d+)?", text)
+    return float(found[0]) if found else None

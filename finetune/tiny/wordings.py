@@ -271,3 +271,70 @@ ENDINGS = (
     *("Answer briefly.", "Keep it short.", "Be brief.", "A short answer, please.", "Please."),
     *("Just the answer.", "Only the answer.", "Thanks.", "Thank you.", "Reply in one word."),
 )
+
+# ---- scenes and events: what stands in braces is filled in ----
+
+COUNT = (
+    "How many [shapes|things|objects|figures] [are there|do you see|can you see|are shown]?",
+    "How many [shapes|things|objects|figures] are [in the picture|in the image|drawn|here]?",
+    "[Count|Tell me the number of|Name the number of] the [shapes|things|objects|figures].",
+    "What is the number of [shapes|things|objects|figures] [here|in the picture|]?",
+)
+COUNT_SHAPE = (
+    "How many {shape}s [are there|do you see|can you see|are shown|are in the picture]?",
+    "[Count|Tell me the number of] the {shape}s.",
+    "What is the number of {shape}s [here|in the picture|]?",
+)
+COUNT_COLOUR = (
+    "How many {colour} [shapes|things|objects] [are there|do you see|are in the picture]?",
+    "How many [shapes|things|objects|figures] are {colour}?",
+    "[Count|Tell me the number of] the {colour} [shapes|things|objects|figures].",
+)
+SIDE = (
+    "[What|Which shape] is [furthest|most] {side}?",
+    "[What|Which shape|Which thing] is the {most} one?",
+    "[What|Which shape] [do you see|is] {place}?",
+    "[Name|Tell me|Say] [what|which shape] is [furthest {side}|{place}].",
+)
+CORNER = (
+    "Where is the {colour} {shape} [in the picture|in the image|]?",
+    "In [what|which] [corner|part of the picture] is the {colour} {shape}?",
+    "[Which|What] [corner|side] is the {colour} {shape} [in|on]?",
+)
+COLOUR_OF = (
+    "[What|Which] [colour|color] is the {shape}?",
+    "[What|Which] [colour|color] does the {shape} have?",
+    "[Name|Tell me|Say] the [colour|color] of the {shape}.",
+)
+SHAPE_OF = (
+    "[What|Which] shape is {colour}?",
+    "[What|Which] shape is the {colour} [thing|one|object]?",
+    "[Name|Tell me|Say] the shape of the {colour} [thing|one|object].",
+)
+FIRST = (
+    "[What|Which shape] [comes|appears|is shown|is seen] first?",
+    "[What|Which shape] do you see first?",
+    "[Name|Tell me|Say] [what|which shape] [comes|appears] first.",
+)
+SECOND = (
+    "[What|Which shape] [comes|appears|is shown|is seen] [second|last|then]?",
+    "[What|Which shape] do you see [second|last|at the end]?",
+    "[Name|Tell me|Say] [what|which shape] [comes|appears] [second|last].",
+)
+TIMES = (
+    "How many times [does|did] [it|the shape|the object|a shape] [appear|come|show]?",
+    "How often [does|did] [it|the shape|the object|a shape] [appear|come|show]?",
+    "How many times [is|was] [it|the shape|a shape] [shown|seen|visible]?",
+    "[Count|Tell me] how often [it|the shape] [appears|is seen].",
+)
+WHEN = (
+    "When [does|did] [it|the shape|the object] [first|] [appear|come|show]?",
+    "At [what|which] time [does|did] [it|the shape|the object] [first|] [appear|come]?",
+    "After how many seconds [does|did] [it|the shape] [first|] [appear|come]?",
+)
+SAYS = (
+    "[Which|Which one] of the two [recordings|clips|sounds] says {word}?",
+    "In which [of the two|] recording[s|] is {word} [spoken|said|heard]?",
+    "[Where|In which one] do you hear {word}: [in the first or the second|first or second]?",
+    "Is {word} [spoken|said] in the first or the second recording?",
+)
