@@ -364,6 +364,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--band-letters", type=int, default=MAX_LETTERS, help="most letters of a strip of print"
     )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=JointTraining(steps=1).guidance,
+        help="weight of where attention reads",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -377,6 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool=options.pool,
         learning_rate=options.learning_rate,
         shares={task: float(share) for task, share in (s.split("=") for s in options.share)},
+        guidance=options.guidance,
         band_letters=options.band_letters,
         seed=options.seed,
     )

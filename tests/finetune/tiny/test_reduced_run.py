@@ -15,7 +15,7 @@ from finetune.tiny.evaluate import evaluate, make_cases
 from finetune.tiny.fonts import find_fonts
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-STEPS = {"omni-tiny-1": 240, "omni-tiny-2": 160, "omni-tiny-3": 240, "omni-tiny-4": 40}
+STEPS = {"omni-tiny-1": 400, "omni-tiny-2": 400, "omni-tiny-3": 400, "omni-tiny-4": 40}
 REACHED = {"handwritten": 0.5, "object": 0.2, "still": 0.4, "digit": 0.2, "name": 0.9}
 QUESTIONS = 100
 
