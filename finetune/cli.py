@@ -22,7 +22,7 @@ from omni.errors import RequestError
 
 if TYPE_CHECKING:
     from finetune.bench.reduce import Row
-    from finetune.tiny.evaluate import Score
+    from finetune.tiny.evaluate import Case, Other, Score
     from omni.inputs import Modality
 
 WhatArgument = Annotated[
@@ -39,6 +39,9 @@ LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Most questions an ability [default: all held out]")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+BaselinesOption = Annotated[
+    bool, typer.Option("--baselines", help="With `tiny`: what others score on the same questions.")
+]
 SpecsOption = Annotated[
     list[str] | None,
     typer.Option("--reduce", help="A reducer to measure, such as 'evs(0.75)'; may be repeated."),
@@ -172,6 +175,7 @@ def evaluate(
     reduce: ReduceOption = None,
     max_new_tokens: AnswerOption = 64,
     limit: LimitOption = None,
+    baselines: BaselinesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a checkpoint on held-out data, with 95 % intervals.
@@ -195,12 +199,28 @@ def evaluate(
         scores = tiny.evaluate(
             assistant, cases, lambda name, done: status.update(f"{name}: {done}/{len(cases[name])}")
         )
+        if baselines:
+            status.update("asking the baselines")
+            _add_baselines(scores, cases, data, console)
     seconds = time.perf_counter() - start
     if as_json:
         written = tiny.as_json(scores, model=assistant.name, seconds=seconds, limit=limit)
         typer.echo(json.dumps(written))
         return
     Console().print(score_table(scores, assistant.name, seconds))
+
+
+def _add_baselines(
+    scores: "list[Score]", cases: "dict[str, list[Case]]", data: Path, console: Console
+) -> None:
+    from finetune.tiny import baselines
+
+    for baseline in baselines.baselines():
+        if baseline.missing:
+            console.print(f"{baseline.name} is left out: {baseline.missing} is not installed")
+    by_ability = {score.ability: score for score in scores}
+    for ability, other in baselines.measure(cases, data):
+        by_ability[ability].others.append(other)
 
 
 def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
@@ -214,8 +234,10 @@ def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
     from finetune.tiny.evaluate import ABILITIES
 
     table = Table(title=f"{model} on held-out data, {seconds:.0f} s")
-    for column in ("ability", "n", "score", "95 % interval", "floor", ""):
-        table.add_column(column, justify="left" if column == "ability" else "right")
+    columns = ["ability", "n", "score", "95 % interval", "floor", ""]
+    columns += ["others"] if any(score.others for score in scores) else []
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("ability", "others") else "right")
     for score in scores:
         ability = ABILITIES[score.ability]
         sign = "<=" if ability.is_error else ">="
@@ -227,8 +249,13 @@ def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
             f"{100 * score.low:.1f} - {100 * score.high:.1f} %",
             "" if ability.floor is None else f"{sign} {100 * ability.floor:.0f} %",
             verdict,
+            *(["\n".join(_said(other) for other in score.others)] if "others" in columns else []),
         )
     return table
+
+
+def _said(other: "Other") -> str:
+    return f"{other.name} {100 * other.mean:.1f} % ({100 * other.low:.1f} - {100 * other.high:.1f})"
 
 
 def bench_reduce(

@@ -126,8 +126,9 @@ def score_rows(evaluation: dict[str, Any]) -> list[str]:
         evaluation: What `omni eval tiny --json` printed.
     """
     rows = [
-        "| ability | questions | score | 95 % interval | floor of this version | reached |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| ability | questions | score | 95 % interval | floor of this version | reached |"
+        " others |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for row in evaluation["abilities"]:
         cut = percent_up if row["is_error"] else percent_down
@@ -136,9 +137,16 @@ def score_rows(evaluation: dict[str, Any]) -> list[str]:
         rows.append(
             f"| {row['name']} | {row['count']} | {cut(row['mean'])} % | "
             f"{percent_down(row['low'])} - {percent_up(row['high'])} % | "
-            f"{'' if floor is None else f'{sign} {100 * floor:.0f} %'} | {verdict} |"
+            f"{'' if floor is None else f'{sign} {100 * floor:.0f} %'} | {verdict} | "
+            f"{'; '.join(other_score(other) for other in row['others'])} |"
         )
     return rows
+
+
+def other_score(other: dict[str, Any]) -> str:
+    """Write what a baseline scores, rounded, with its interval."""
+    low, high = (f"{100 * other[end]:.0f}" for end in ("low", "high"))
+    return f"{other['name']} {100 * other['mean']:.0f} % ({low}-{high})"
 
 
 def failure_rows(evaluation: dict[str, Any]) -> list[str]:
@@ -200,7 +208,8 @@ def model_card(evaluation: dict[str, Any], runs: Path, weights: Path) -> str:
     file = weights / "model.safetensors"
     size = file.stat().st_size
     limit = evaluation["limit"]
-    command = "omni eval tiny --data ../shared/data" + (f" --limit {limit}" if limit else "")
+    command = "omni eval tiny --baselines --data ../shared/data"
+    command += f" --limit {limit}" if limit else ""
     parts = [
         HEAD,
         MEASURED.format(command=command),

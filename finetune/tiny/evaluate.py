@@ -92,6 +92,15 @@ class Case(NamedTuple):
     reduction: dict[str, str] | None = None
 
 
+class Other(NamedTuple):
+    """What somebody else scores on the same questions, with a 95 % interval."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """What was measured for one ability.
@@ -103,6 +112,7 @@ class Score:
         low: Lower end of the 95 % interval.
         high: Upper end.
         failures: Some wrong answers: question, true answer, answer.
+        others: Baselines; see `finetune.tiny.baselines`.
     """
 
     ability: str
@@ -111,6 +121,7 @@ class Score:
     low: float
     high: float
     failures: list[tuple[str, str, str]] = field(default_factory=list)
+    others: list[Other] = field(default_factory=list)
 
     @property
     def holds(self) -> bool | None:
@@ -360,7 +371,8 @@ def as_json(
     """
     rows = [
         {**asdict(s), "name": ABILITIES[s.ability].name, "floor": ABILITIES[s.ability].floor,
-         "is_error": ABILITIES[s.ability].is_error, "holds": s.holds}
+         "is_error": ABILITIES[s.ability].is_error, "holds": s.holds,
+         "others": [other._asdict() for other in s.others]}
         for s in scores
     ]  # fmt: skip
     return {"model": model, "seconds": round(seconds, 1), "limit": limit, "abilities": rows}

@@ -1,0 +1,175 @@
+"""What the questions of `omni eval tiny` score without `omni-tiny`: programs and rules of others.
+
+The best constant answer, the nearest training example in pixels or in a log-mel spectrogram,
+tesseract (a program) and pocketsphinx (a Python package) answer the same files. The last two are
+used where they are installed.
+"""
+
+import importlib.util
+import io
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float, Float32
+from PIL import Image
+from torch import Tensor
+
+from finetune.tiny import questions
+from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, WORDS, load_clips
+from finetune.tiny.audio_pool import log_mel
+from finetune.tiny.evaluate import ABILITIES, Case, Other, summarise
+from finetune.tiny.score import score_answer
+from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
+
+SPOKEN = ("digit", "digit_commands", "word")
+READ = ("line", "receipt_line", "band")
+NAMED = ("name", "out_of_scope")  # judged by what is said about omni-tiny
+SIDE = 32  # rows and columns of a picture or spectrogram that is compared
+TESSERACT = {"line": "7", "receipt_line": "7", "band": "6"}  # --psm: one line, one block
+TIMEOUT_S = 30
+
+
+class Baseline(NamedTuple):
+    """Somebody else's way to answer.
+
+    Attributes:
+        name: As it stands in the table.
+        abilities: What it is asked.
+        answer: From an ability, its cases and the folder of the training data to the answers.
+        missing: What has to be installed first, if it is not there.
+    """
+
+    name: str
+    abilities: tuple[str, ...]
+    answer: Callable[[str, Sequence[Case], Path], list[str]]
+    missing: str | None = None
+
+
+def baselines() -> list[Baseline]:
+    """Return all baselines, also those whose program is missing."""
+    asked = tuple(a for a in ABILITIES if a not in NAMED and a not in READ)
+    tesseract = None if shutil.which("tesseract") else "the program tesseract (tesseract-ocr)"
+    sphinx = None if importlib.util.find_spec("pocketsphinx") else "the package pocketsphinx"
+    return [
+        Baseline("best constant answer", asked, answer_alike),
+        Baseline("nearest example", ("object", "handwritten", *SPOKEN), answer_by_nearest),
+        Baseline("tesseract", READ, read_with_tesseract, tesseract),
+        Baseline("pocketsphinx", SPOKEN, hear_with_pocketsphinx, sphinx),
+    ]
+
+
+def measure(cases: dict[str, list[Case]], data: Path) -> Iterator[tuple[str, Other]]:
+    """Ask the baselines what the model was asked.
+
+    Args:
+        cases: From `finetune.tiny.evaluate.make_cases`.
+        data: Folder of the training data.
+
+    Yields:
+        An ability and what a baseline scored there.
+    """
+    for baseline in baselines():
+        if baseline.missing:
+            continue
+        for ability in (a for a in baseline.abilities if a in cases):
+            asked = cases[ability]
+            answers = baseline.answer(ability, asked, data)
+            values = [
+                score_answer(case.turns[-1], answer)
+                for case, answer in zip(asked, answers, strict=True)
+            ]
+            score = summarise(ability, values, asked, [])
+            yield ability, Other(baseline.name, score.mean, score.low, score.high)
+
+
+def answer_alike(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
+    """Give every question the one answer that is right most often: no rule can be luckier."""
+    (best, _), *_ = Counter(case.turns[-1].answer for case in cases).most_common(1)
+    return [best] * len(cases)
+
+
+def answer_by_nearest(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
+    """Name what the most similar training example shows or says, by squared differences."""
+    make_key = _spectrogram if ability in SPOKEN else _pixels
+    known, labels = _examples(ability, data)
+    asked = torch.stack([make_key(case.sources[0]) for case in cases])
+    nearest = torch.cdist(asked, known).argmin(1)
+    return [labels[int(i)] for i in nearest]
+
+
+def read_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
+    """Read strips with tesseract and its English data (https://github.com/tesseract-ocr)."""
+    command = ["tesseract", "stdin", "stdout", "--psm", TESSERACT[ability], "-l", "eng"]
+    answers = []
+    for case in cases:
+        found = subprocess.run(
+            command, input=case.sources[0], capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+        lines = found.stdout.decode("utf-8", "replace").splitlines()
+        answers.append("\n".join(line.strip() for line in lines if line.strip()))
+    return answers
+
+
+def hear_with_pocketsphinx(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
+    """Recognise one word of a grammar with pocketsphinx and its model of US English."""
+    from pocketsphinx import Decoder
+
+    words = WORDS if ability == "word" else DIGITS
+    decoder = Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL")
+    grammar = f"#JSGF V1.0; grammar words; public <word> = {' | '.join(words)};"
+    decoder.add_jsgf_string("words", grammar)
+    decoder.activate_search("words")
+    answers = []
+    for case in cases:
+        pcm, _ = soundfile.read(io.BytesIO(case.sources[0]), dtype="int16")
+        decoder.start_utt()
+        decoder.process_raw(pcm.tobytes(), full_utt=True)
+        decoder.end_utt()
+        answers.append(decoder.hyp().hypstr if decoder.hyp() else "")
+    return answers
+
+
+@cache
+def _examples(ability: str, data: Path) -> tuple[Float[Tensor, "n values"], list[str]]:
+    """Training examples of an ability's kind, and what they are."""
+    if ability in SPOKEN:
+        wanted = WORDS if ability == "word" else DIGITS
+        clips = [clip for clip in load_clips(data, "train") if clip.label in wanted]
+        keys = [_spectrogram_of(clip.waveform) for clip in clips if clip.label != SILENCE]
+        return torch.stack(keys), [clip.label for clip in clips]
+    if ability == "handwritten":
+        pictures, labels = mnist_arrays(data, "train")
+        names = [questions.NUMBER_WORDS[int(label)] for label in labels]
+    else:
+        pictures, labels = cifar_arrays(data, "train")
+        names = [PHOTO_CLASSES[int(label)] for label in labels]
+    return torch.stack([_pixels_of(Image.fromarray(picture)) for picture in pictures]), names
+
+
+def _pixels(source: bytes) -> Float[Tensor, " values"]:
+    with Image.open(io.BytesIO(source)) as picture:
+        return _pixels_of(picture)
+
+
+def _pixels_of(picture: Image.Image) -> Float[Tensor, " values"]:
+    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(small, np.float32).ravel() / 255)
+
+
+def _spectrogram(source: bytes) -> Float[Tensor, " values"]:
+    waveform, _ = soundfile.read(io.BytesIO(source), dtype="float32")
+    return _spectrogram_of(waveform)
+
+
+def _spectrogram_of(waveform: Float32[np.ndarray, " samples"]) -> Float[Tensor, " values"]:
+    features = log_mel(waveform).float()[None, None]
+    small = torch.nn.functional.interpolate(features, (SIDE, SIDE), mode="area")
+    return small.flatten()

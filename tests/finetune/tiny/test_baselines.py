@@ -1,0 +1,87 @@
+"""Baselines answer the questions of the table: with their own means, and judged alike."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from finetune.tiny import baselines
+from finetune.tiny.baselines import (
+    answer_alike,
+    answer_by_nearest,
+    hear_with_pocketsphinx,
+    measure,
+    read_with_tesseract,
+)
+from finetune.tiny.evaluate import ABILITIES, Case
+from finetune.tiny.fonts import find_fonts, load_font
+from finetune.tiny.joint_data import Turn
+from finetune.tiny.vision_data import PHOTO_CLASSES
+
+
+def case(task: str, answer: str, source: bytes = b"") -> Case:
+    return Case([source], [Turn(task, "?", answer)])
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_constant_answer_is_the_most_frequent_one(tmp_path):
+    cases = [case("colour", answer) for answer in ("Red.", "Blue.", "Red.")]
+    assert answer_alike("colour", cases, tmp_path) == ["Red."] * 3
+    found = dict(measure({"colour": cases}, tmp_path))
+    assert found["colour"].name == "best constant answer"
+    assert found["colour"].mean == pytest.approx(2 / 3)
+    assert found["colour"].low < 2 / 3 < found["colour"].high
+
+
+def test_the_nearest_example_names_what_is_like_it(tmp_path, monkeypatch):
+    pictures = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(10)
+    monkeypatch.setattr(baselines, "cifar_arrays", lambda data, split: (pictures, labels))
+    asked = [case("object", "", png(pictures[i] // 2 + 60)) for i in (3, 8)]
+    found = answer_by_nearest("object", asked, tmp_path)
+    assert found == [PHOTO_CLASSES[3], PHOTO_CLASSES[8]]
+
+
+def test_every_ability_but_what_it_says_of_itself_has_a_baseline():
+    asked = {ability for baseline in baselines.baselines() for ability in baseline.abilities}
+    assert asked == set(ABILITIES) - set(baselines.NAMED)
+
+
+def test_a_baseline_that_is_not_installed_is_named_and_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines.shutil, "which", lambda program: None)
+    [tesseract] = [b for b in baselines.baselines() if b.name == "tesseract"]
+    assert tesseract.missing == "the program tesseract (tesseract-ocr)"
+    assert list(measure({"line": [case("line", "A")]}, tmp_path)) == []
+
+
+def test_tesseract_reads_a_line(tmp_path):
+    if not shutil.which("tesseract"):
+        pytest.skip("tesseract is not installed")
+    try:
+        family = next(iter(find_fonts("train").families.values()))
+    except FileNotFoundError:
+        pytest.skip("fonts are not installed")
+    from PIL import ImageDraw
+
+    picture = Image.new("RGB", (400, 60), "white")
+    ImageDraw.Draw(picture).text((10, 10), "INVOICE 2048", font=load_font(family[0], 32), fill=0)
+    assert read_with_tesseract("line", [case("line", "", png(np.asarray(picture)))], tmp_path) == [
+        "INVOICE 2048"
+    ]
+
+
+def test_pocketsphinx_says_a_word_of_its_grammar_or_nothing(tmp_path):
+    pytest.importorskip("pocketsphinx")
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).normal(0, 0.1, 8_000)
+    soundfile.write(buffer, noise, 16_000, format="WAV", subtype="PCM_16")
+    [said] = hear_with_pocketsphinx("digit", [case("digit", "One.", buffer.getvalue())], tmp_path)
+    assert said in ("", *baselines.DIGITS)
