@@ -13,7 +13,9 @@ from PIL import Image
 
 MIN_HEIGHT = 7  # pixels; less is a rule or a speck
 EDGE = 0.03  # of the width at either side: shadows of the scanner
-DARK = 0.65  # of the paper's brightness
+DARK = 0.65  # of the paper's brightness, or halfway to the print where that is fainter
+PRINT = 1.0  # percent of the pixels that are surely print
+SPECKS = 1.5  # times the ink of the emptiest pixel rows, which a scan may have everywhere
 TALL = 1.7  # times the usual height: rows that touch
 MARGIN = 0.15  # of a row's height, above and below
 SIDE_MARGIN = 0.5  # of a row's height
@@ -68,7 +70,8 @@ def find_text_rows(page: UInt8[np.ndarray, "height width"]) -> list[tuple[int, i
         First pixel row and the one after the last, with a little margin; none overlap by more.
     """
     ink = np.convolve(_dark(page).sum(1), np.full(3, 1 / 3), mode="same")
-    runs = [run for run in _runs(ink > 2.0) if run[1] - run[0] >= MIN_HEIGHT]
+    least = 2.0 + SPECKS * np.percentile(ink, 10)
+    runs = [run for run in _runs(ink > least) if run[1] - run[0] >= MIN_HEIGHT]
     if not runs:
         return []
     usual = float(np.median([bottom - top for top, bottom in runs]))
@@ -82,7 +85,9 @@ def find_text_rows(page: UInt8[np.ndarray, "height width"]) -> list[tuple[int, i
 def _dark(page: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """Where there is ink, without frames, folds and the page's edges."""
     edge = round(EDGE * page.shape[1])
-    dark = page < DARK * np.percentile(page, 80)
+    inside = page[:, edge : page.shape[1] - edge]
+    paper, ink = np.percentile(page, 80), np.percentile(inside, PRINT)
+    dark = page < max(DARK * paper, (paper + ink) / 2)
     dark[:, :edge] = dark[:, page.shape[1] - edge :] = False
     dark[:, dark.mean(0) > 0.5] = False
     return dark

@@ -43,6 +43,19 @@ def test_frames_and_specks_are_no_print():
     assert find_text_rows(np.full((40, 40), 250, np.uint8)) == []
 
 
+def test_faint_print_is_found():
+    page = printed([(50, 66), (90, 106)])
+    page[page < 100] = 200  # on paper of 245
+    assert len(find_text_rows(page)) == 2
+
+
+def test_a_scan_with_specks_everywhere_still_has_its_rows():
+    page = printed([(50, 66), (90, 106)])
+    specks = np.random.default_rng(1).random(page.shape) < 0.04
+    page[specks] = 30
+    assert len(find_text_rows(page)) == 2
+
+
 @pytest.mark.parametrize("rng", [None, np.random.default_rng(1)])
 def test_a_cut_row_holds_its_ink_and_is_enlarged(rng):
     page = printed([(20, 36), (60, 76)])
