@@ -2,9 +2,9 @@ r"""Write the model card of `omni-tiny` from what was measured.
 
 Nothing in the table is typed by hand:
 
-    omni eval tiny --json > ../runs/tiny/evaluation.json
-    python -m finetune.tiny.card --evaluation ../runs/tiny/evaluation.json \
-        --runs ../runs/tiny --weights omni/weights/omni-tiny
+    omni eval tiny --baselines --json > runs/omni-tiny/evaluation.json
+    python -m finetune.tiny.card --evaluation runs/omni-tiny/evaluation.json \
+        --runs runs/omni-tiny --weights omni/weights/omni-tiny --data ../shared/data
 """
 
 import argparse
@@ -15,6 +15,10 @@ from typing import Any
 
 from safetensors import safe_open
 
+from finetune.tiny.mistakes import draw_mistakes
+
+WATTS = 20  # of two busy cores of a server, with their share of its memory: assumed, not measured
+PICTURE = "mistakes.png"
 HEAD = """---
 license: apache-2.0
 language: en
@@ -153,7 +157,7 @@ def failure_rows(evaluation: dict[str, Any]) -> list[str]:
     """Write some wrong answers, at most two an ability."""
     rows = ["| asked | true answer | it said |", "| --- | --- | --- |"]
     for row in evaluation["abilities"]:
-        for question, truth, said in row["failures"][:2]:
+        for question, truth, said, _ in row["failures"][:2]:
             cells = [
                 text.replace("|", "\\|").replace("\n", " ") for text in (question, truth, said)
             ]
@@ -174,12 +178,15 @@ def training_rows(runs: Path) -> list[str]:
         "short": "projectors and decoder, towers frozen",
         "long": "the same again, with long strips of print",
     }
+    hours = 0.0
     for folder, name in names.items():
         last = json.loads((runs / folder / "metrics.jsonl").read_text().splitlines()[-1])
         samples = last.get("samples") or last.get("clips") or "-"
         samples = f"{samples:,}" if isinstance(samples, int) else samples
         rows.append(f"| {name} | {last['step']:,} | {samples} | {last['seconds'] / 3600:.1f} |")
-    return rows
+        hours += last["seconds"] / 3600
+    energy = f"{hours:.1f} hours in all; at {WATTS} W for two busy cores, which is assumed, about "
+    return [*rows, "", f"{energy}{hours * WATTS / 1000:.1f} kWh."]
 
 
 def expert_lines(runs: Path) -> list[str]:
@@ -219,6 +226,7 @@ def model_card(evaluation: dict[str, Any], runs: Path, weights: Path) -> str:
         "## Some of its mistakes\n",
         *failure_rows(evaluation),
         "",
+        f"![Pictures with a question, the true answer and what it said]({PICTURE})\n",
         "## Size and training\n",
         f"{count_parameters(file):,} stored parameters, {size / 1e6:.1f} MB in float16.",
         TRAINED,
@@ -237,10 +245,14 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, required=True, help="JSON of omni eval tiny")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the training runs")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
     options = parser.parse_args()
     evaluation = json.loads(options.evaluation.read_text())
     card = model_card(evaluation, options.runs, options.weights)
     (options.weights / "README.md").write_text(card)
+    sheet = draw_mistakes(evaluation, options.data)
+    if sheet is not None:
+        sheet.quantize(64).save(options.weights / PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

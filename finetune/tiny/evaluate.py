@@ -92,6 +92,9 @@ class Case(NamedTuple):
     reduction: dict[str, str] | None = None
 
 
+Failure = tuple[str, str, str, int]
+
+
 class Other(NamedTuple):
     """What somebody else scores on the same questions, with a 95 % interval."""
 
@@ -111,7 +114,7 @@ class Score:
         mean: Share that is right, or the character error.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        failures: Some wrong answers: question, true answer, answer.
+        failures: Some wrong answers: question, true answer, answer, and the case's number.
         others: Baselines; see `finetune.tiny.baselines`.
     """
 
@@ -120,7 +123,7 @@ class Score:
     mean: float
     low: float
     high: float
-    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     others: list[Other] = field(default_factory=list)
 
     @property
@@ -285,7 +288,7 @@ def evaluate(
     scores = []
     for ability, asked in cases.items():
         values: list[float] = []
-        failures: list[tuple[str, str, str]] = []
+        failures: list[Failure] = []
         for start in range(0, len(asked), BATCH):
             batch = asked[start : start + BATCH]
             answers = assistant.chat_batch(
@@ -297,7 +300,8 @@ def evaluate(
                 turn = case.turns[-1]
                 values.append(score_answer(turn, answer))
                 if len(failures) < 5 and (values[-1] > 0) == ABILITIES[ability].is_error:
-                    failures.append((turn.question, turn.answer, answer))
+                    place = len(values) - 1
+                    failures.append((turn.question, turn.answer, answer, place))
             report(ability, len(values))
         scores.append(summarise(ability, values, asked, failures))
     return scores
@@ -307,7 +311,7 @@ def summarise(
     ability: str,
     values: Sequence[float],
     cases: Sequence[Case],
-    failures: list[tuple[str, str, str]],
+    failures: list[Failure],
 ) -> Score:
     """Turn the judgements of one ability into a score with its interval.
 

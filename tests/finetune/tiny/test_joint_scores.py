@@ -1,16 +1,20 @@
 """Answers are judged by the word that counts, and shares come with honest intervals."""
 
+import io
 import re
 
 import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from finetune.cli import register
+from finetune.tiny import mistakes
 from finetune.tiny.card import percent_down, percent_up, score_rows
 from finetune.tiny.evaluate import (
     ABILITIES,
     Case,
+    Other,
     as_file,
     as_json,
     bootstrap_error,
@@ -128,3 +132,31 @@ def test_eval_says_what_is_missing(arguments, message):
     app.command("other")(lambda: None)  # one command alone would lose its name
     with pytest.raises(RequestError, match=re.escape(message)):
         app(arguments, standalone_mode=False)
+
+
+def test_mistakes_are_drawn_with_the_picture_that_was_asked_about(monkeypatch, tmp_path):
+    red, blue = (Image.new("RGB", (30, 20), colour) for colour in ("red", "blue"))
+    sources = []
+    for picture in (red, blue):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        sources.append(buffer.getvalue())
+    cases = [Case([source], [Turn("shape_colour", "What?", "Red.")]) for source in sources]
+    monkeypatch.setattr(
+        mistakes, "make_cases", lambda *args, abilities: dict.fromkeys(abilities, cases)
+    )
+    score = summarise("still", [1.0, 0.0], cases, [("What?", "Red.", "Blue.", 1)])
+    evaluation = as_json([score], model="omni-tiny", seconds=1.0)
+    sheet = np.asarray(mistakes.draw_mistakes(evaluation, tmp_path))
+    assert (sheet == (0, 0, 255)).all(-1).sum() > 10_000
+    assert not (sheet == (255, 0, 0)).all(-1).any()
+    perfect = as_json([summarise("still", [1.0], cases[:1], [])], model="omni-tiny", seconds=1.0)
+    assert mistakes.draw_mistakes(perfect, tmp_path) is None
+
+
+def test_what_others_score_stands_in_the_row():
+    cases = [Case([], [Turn("still", "What?", "Red.")])]
+    score = summarise("still", [1.0], cases, [])
+    score.others.append(Other("a rule", 0.25, 0.2, 0.3))
+    [row] = score_rows(as_json([score], model="omni-tiny", seconds=1.0))[2:]
+    assert row.endswith("| a rule 25 % (20-30) |")
