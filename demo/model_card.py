@@ -6,6 +6,7 @@ from pathlib import Path
 CARD = "README.md"
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 SECTION = re.compile(r"^## (?P<title>.+)\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"^!\[.*?\]\(.*?\)\n?", re.MULTILINE)  # beside the card, not on the page
 WANTED = re.compile(r"can do|cannot|limit|mistake", re.IGNORECASE)
 
 
@@ -21,7 +22,7 @@ def limits(directory: Path) -> str:
     card = directory / CARD
     if not card.is_file():
         return f"This checkpoint has no model card ({CARD}); nothing is known of its limits."
-    text = FRONT_MATTER.sub("", card.read_text(encoding="utf-8"))
+    text = PICTURE.sub("", FRONT_MATTER.sub("", card.read_text(encoding="utf-8")))
     sections = [
         f"### {match['title']}\n{match['text'].rstrip()}"
         for match in SECTION.finditer(text)

@@ -23,6 +23,12 @@ def test_the_embedded_model_says_what_its_card_says() -> None:
         assert text in loaded.limits
 
 
+def test_pictures_beside_the_card_are_not_asked_for_by_the_page(tmp_path) -> None:
+    text = "# m\n\n## Its mistakes\n\none\n\n![a sheet of (some) mistakes](mistakes.png)\n\ntwo\n"
+    (tmp_path / "README.md").write_text(text)
+    assert limits(tmp_path) == "### Its mistakes\n\none\n\n\ntwo"
+
+
 def test_a_checkpoint_without_a_card_says_so(tmp_path) -> None:
     assert "no model card" in limits(tmp_path)
     assert summary(tmp_path) == ""
