@@ -5,7 +5,7 @@ from pathlib import Path
 
 CARD = "README.md"
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-SECTION = re.compile(r"^## (?P<title>.+)\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^## (?P<title>[^\n]+)\n(?P<text>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"^!\[.*?\]\(.*?\)\n?", re.MULTILINE)  # beside the card, not on the page
 WANTED = re.compile(r"can do|cannot|limit|mistake", re.IGNORECASE)
 
