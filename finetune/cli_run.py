@@ -94,7 +94,7 @@ def run(
     from finetune.settings import parse_overrides
 
     words = list(words or [])
-    if data is not None and "=" in data.name and not data.exists():  # a setting without DATA
+    if data is not None and "=" in str(data) and not data.exists():  # a setting without DATA
         words.insert(0, str(data))
         data = None
     options = {"preset": preset, "max_steps": max_steps, "seed": seed}

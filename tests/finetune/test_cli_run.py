@@ -152,3 +152,9 @@ def test_a_recipe_runs_only_the_programs_of_omni_tiny(tmp_path):
     path.write_text("program: export\narguments: [x]\n")
     with pytest.raises(RequestError, match="expected KEY: VALUE pairs"):
         load_recipe(path)
+
+
+def test_the_first_word_may_be_a_setting_whose_value_is_a_path(app, tmp_path):
+    words = ["finetune", f"data={tmp_path}/none.jsonl", "--out", str(tmp_path / "run")]
+    with pytest.raises(RequestError, match=r"none\.jsonl: no such file"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
