@@ -28,8 +28,8 @@ from finetune.tiny.receipts import Crop, is_held_out, text_between
 from omni.errors import RequestError
 
 TEST_SHARE = 0.15
-# Company and address stand in the top third of a receipt (99 % of SROIE's). Its rows of print are
-# pictures of their own: a whole page would be shrunk beyond reading by a small tower.
+# Company and address stand in the top third of a receipt (99 % of SROIE's). Some words of it at a
+# time are a picture: a whole page would be shrunk beyond reading by a small tower.
 TOP_SHARE = 0.36
 CUTS = 4  # of a receipt for training, each a little different
 LEAST_CHAIN = 5  # letters of a name that tell a chain
@@ -62,9 +62,9 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
     """Company and address of scanned receipts as a JSON object, split by shop.
 
     Shops that are held out have not been seen in the training of `omni-tiny` either; receipts of
-    their chain or address are used on neither side. The question comes with the top of the receipt,
-    a picture for each row of print. For training it is asked several times, with other margins, and
-    each row is asked about alone too, what is written in it.
+    their chain or address are used on neither side. The question comes with the top of the receipt:
+    its rows of print, in pictures of some words each. For training it is asked several times, with
+    other margins, and each row is asked about alone too, what is written in it.
 
     Args:
         source: Folder with SROIE's `manifest.jsonl` and images.
@@ -88,12 +88,14 @@ def receipts(source: Path, out: Path) -> Iterator[tuple[bool, Row]]:
         for cut in range(1 if held_out else CUTS):
             names = []
             for number, found in enumerate(cut_text_rows(page, rng if cut else None)):
-                name = f"rows/{row['id']}-{cut}-{number}.png"
-                found.image.save(out / name)
-                names.append(name)
+                pieces = []
+                for place, image in enumerate(found.pieces):
+                    pieces.append(f"rows/{row['id']}-{cut}-{number}-{place}.png")
+                    image.save(out / pieces[-1])
+                names += pieces
                 text = text_between(lines, found.top, found.bottom)
                 if text and not held_out and not cut:
-                    yield False, conversation("What is written here?", text, images=[name])
+                    yield False, conversation("What is written here?", text, images=pieces)
             yield held_out, conversation(question, answer, images=names)
 
 

@@ -1,9 +1,10 @@
-"""Find the rows of print on a scanned page, by how much ink each pixel row has, and cut them out.
+"""Find the rows of print on a scanned page by their ink, and cut them into pieces to read.
 
 The oldest way of layout analysis (a horizontal projection profile: Nagy, Seth and Viswanathan
 1992), enough for upright scans of receipts: rows of print are runs of pixel rows with ink.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,18 +15,22 @@ from PIL import Image
 MIN_HEIGHT = 7  # pixels; less is a rule or a speck
 EDGE = 0.03  # of the width at either side: shadows of the scanner
 DARK = 0.65  # of the paper's brightness, or halfway to the print where that is fainter
-PRINT = 1.0  # percent of the pixels that are surely print
+PRINT = 1.0  # percent of the pixels that are print, where there is faint print
+FAINT = 0.8  # of the paper's brightness; what is brighter is paper
 SPECKS = 1.5  # times the ink of the emptiest pixel rows, which a scan may have everywhere
 TALL = 1.7  # times the usual height: rows that touch
 MARGIN = 0.15  # of a row's height, above and below
 SIDE_MARGIN = 0.5  # of a row's height
 ENLARGED = 2.0  # small print gets more patches
+LONGEST = 6.0  # times its height: a piece of about a dozen letters
+LETTER_GAP = 0.1  # of a row's height; wider ones are between words
+SPECK = 0.1  # of a row's height; a column with more ink than that has print
 
 
 class TextRow(NamedTuple):
-    """A row of print, enlarged, and where it was."""
+    """A row of print, enlarged and in pieces of some words each, and where it was."""
 
-    image: Image.Image
+    pieces: list[Image.Image]
     top: int
     bottom: int
 
@@ -33,7 +38,7 @@ class TextRow(NamedTuple):
 def cut_text_rows(
     page: UInt8[np.ndarray, "height width"], rng: Generator | None = None
 ) -> list[TextRow]:
-    """Cut the rows of print out of a page.
+    """Cut the rows of print out of a page, and long rows into pieces between words.
 
     Args:
         page: A grey scan, dark print on light paper.
@@ -46,18 +51,32 @@ def cut_text_rows(
     found: list[TextRow] = []
     for top, bottom in find_text_rows(page):
         height = bottom - top
-        columns = np.flatnonzero(dark[top:bottom].any(0))
+        has_ink = dark[top:bottom].mean(0) > SPECK
+        if not has_ink.any():
+            continue
+        spans = _pieces(has_ink, height)
         side, scale = SIDE_MARGIN * height, ENLARGED
         if rng is not None:
             side, scale = side * rng.uniform(0.3, 1.5), scale * rng.uniform(0.8, 1.1)
             top, bottom = (round(y + rng.uniform(-0.08, 0.08) * height) for y in (top, bottom))
-        left, right = columns[0] - side, columns[-1] + side
         top, bottom = max(0, top), min(len(page), bottom)
-        box = (max(0, round(left)), top, min(page.shape[1], round(right)), bottom)
-        row = Image.fromarray(page).crop(box)
-        size = max(1, round(scale * row.width)), max(1, round(scale * row.height))
-        found.append(TextRow(row.resize(size, Image.Resampling.BICUBIC), top, bottom))
-    return found or [TextRow(Image.fromarray(page), 0, len(page))]
+        pieces = []
+        for number, (left, right) in enumerate(spans):
+            # No piece shows anything of the next word: half of the gap is the most there is.
+            before = side if number == 0 else min(side, (left - spans[number - 1][1]) / 2)
+            last = number + 1 == len(spans)
+            after = side if last else min(side, (spans[number + 1][0] - right) / 2)
+            box = (
+                max(0, round(left - before)),
+                top,
+                min(page.shape[1], round(right + after)),
+                bottom,
+            )
+            piece = Image.fromarray(page).crop(box)
+            size = max(1, round(scale * piece.width)), max(1, round(scale * piece.height))
+            pieces.append(piece.resize(size, Image.Resampling.BICUBIC))
+        found.append(TextRow(pieces, top, bottom))
+    return found or [TextRow([Image.fromarray(page)], 0, len(page))]
 
 
 def find_text_rows(page: UInt8[np.ndarray, "height width"]) -> list[tuple[int, int]]:
@@ -87,10 +106,33 @@ def _dark(page: UInt8[np.ndarray, "height width"]) -> Bool[np.ndarray, "height w
     edge = round(EDGE * page.shape[1])
     inside = page[:, edge : page.shape[1] - edge]
     paper, ink = np.percentile(page, 80), np.percentile(inside, PRINT)
-    dark = page < max(DARK * paper, (paper + ink) / 2)
+    dark = page < max(DARK * paper, (paper + ink) / 2 if ink < FAINT * paper else 0)
     dark[:, :edge] = dark[:, page.shape[1] - edge :] = False
     dark[:, dark.mean(0) > 0.5] = False
     return dark
+
+
+def _pieces(has_ink: np.ndarray, height: int) -> list[tuple[int, int]]:
+    """First column of each piece of a row, and the one after its last.
+
+    A row that is too long is cut where the gap is widest, and rather in the middle.
+    """
+    words = _runs(has_ink)
+    left, right = words[0][0], words[-1][1]
+    if right - left <= LONGEST * height:
+        return [(left, right)]
+    best, cut = LETTER_GAP * height, None
+    for (_, end), (start, _) in pairwise(words):
+        off_middle = abs(start + end - left - right) / (right - left)  # 1 at either end
+        if (start - end) * (1 - 0.5 * off_middle) > best:
+            best, cut = (start - end) * (1 - 0.5 * off_middle), (start + end) // 2
+    if cut is None:
+        return [(left, right)]
+    ink = np.arange(len(has_ink))
+    return [
+        *_pieces(has_ink & (ink < cut), height),
+        *_pieces(has_ink & (ink >= cut), height),
+    ]
 
 
 def _runs(is_ink: np.ndarray) -> list[tuple[int, int]]:

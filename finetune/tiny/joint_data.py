@@ -367,14 +367,14 @@ def chat(media: Sequence[Any], turns: Sequence[Turn], *, answered: bool) -> list
     return messages
 
 
-def reading_turn(rng: Generator, bands: Sequence[Subject]) -> Turn:
-    """Ask for all that is printed in several bands, from the first to the last.
+def reading_turn(rng: Generator, printed: Sequence[Subject]) -> Turn:
+    """Ask for all that is printed in several pictures, from the first to the last.
 
     Args:
         rng: Source of randomness.
-        bands: In prompt order.
+        printed: Lines or bands, in prompt order.
     """
-    return Turn("line", questions.ask_line(rng), "\n".join(b.facts["label"] for b in bands))
+    return Turn("line", questions.ask_line(rng), "\n".join(p.facts["label"] for p in printed))
 
 
 ORDINALS = (("first", "1"), ("second", "2"))

@@ -41,7 +41,9 @@ TWO_WORDS_SHARE = 0.4  # of the pairs: two recordings, one of which says what is
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.05, 0.01, 0.7
-SEVERAL_BANDS_SHARE = 0.2  # of the bands: two to five are read one after the other
+# Of the pictures with print: several are read one after the other, and how many at most.
+SEVERAL_SHARE = {"band": 0.2, "line": 0.4}
+MOST_PICTURES = {"band": 5, "line": 10}
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 
@@ -207,8 +209,10 @@ class Pool:
             return self._inputs(pair, [pair_turn(rng, [e.subject for e in pair])])
         kind -= PAIR_SHARE
         encoded = self._held(self._tasks(1)[0])
-        if encoded.subject.task == "band" and rng.random() < SEVERAL_BANDS_SHARE:
-            several = [encoded, *(self._held("band") for _ in range(int(rng.integers(1, 5))))]
+        task = encoded.subject.task
+        if rng.random() < SEVERAL_SHARE.get(task, 0):
+            more = int(rng.integers(1, MOST_PICTURES[task]))
+            several = [encoded, *(self._held(task) for _ in range(more))]
             return self._inputs(several, [reading_turn(rng, [e.subject for e in several])])
         if kind < OFF_TOPIC_SHARE:
             return self._inputs([encoded], [text_turn(rng)])
