@@ -21,11 +21,11 @@ from finetune.tiny.joint_data import (
     Subjects,
     Turn,
     chat,
-    pair_turn,
     text_turn,
     turns_about,
 )
 from finetune.tiny.receipts import receipt_lines
+from finetune.tiny.scene_questions import ask_which_says
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
 from omni.assistant import Assistant
@@ -162,7 +162,7 @@ def make_cases(
     """
     subjects = Subjects(data, "validation")
     drawn = limit or 500  # of what is drawn, there is no end
-    clips = drawn // 2
+    clips = max(1, drawn // 2)
 
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng([seed, *name.encode()])
@@ -211,7 +211,8 @@ def make_cases(
             while second.label == first.label:
                 second = spoken[int(source.integers(len(spoken)))]
             both = [subjects.word(source, clip) for clip in (first, second)]
-            cases.append(Case([as_file(s) for s in both], [pair_turn(source, both)]))
+            asked = Turn(*ask_which_says(source, (first.label, second.label)))
+            cases.append(Case([as_file(s) for s in both], [asked]))
         return cases
 
     evs = {"video": "evs(0.5)"}

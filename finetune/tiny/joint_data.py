@@ -276,7 +276,7 @@ def turns_about(
         rng: Source of randomness.
         subject: What is asked about.
         wanted: Task of the only question; by default what suits the subject.
-        count: Most questions.
+        count: Most questions; fewer, or none, where a scene does not answer as many.
     """
     if subject.task in ("scene", "events"):
         return _turns_about_scene(rng, subject, wanted=wanted, count=count)
@@ -295,8 +295,8 @@ def _turns_about_scene(
         asked = ask_scene(rng, subject.facts["shapes"])
     else:
         asked = ask_events(rng, subject.facts["showings"], subject.facts["seconds"])
-    fitting = [qa for qa in asked if qa[0] == wanted] or asked
-    return [Turn(*qa) for qa in fitting[: 1 if wanted else count]]
+    fitting = [qa for qa in asked if wanted in (None, qa[0])]
+    return [Turn(*qa) for qa in fitting[:count]]
 
 
 _TASKS_OF = {
@@ -378,18 +378,19 @@ def reading_turn(rng: Generator, printed: Sequence[Subject]) -> Turn:
 
 
 ORDINALS = (("first", "1"), ("second", "2"))
+WHICH_SHARE = 0.6  # of the questions about two recordings of different words
 
 
 def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
-    """Ask about one of two media and say which one is meant.
+    """Ask about one of two media and say which one is meant, or which of two says a word.
 
     Args:
         rng: Source of randomness.
         subjects: Two of them, in prompt order.
     """
-    spoken = [subject.facts.get("label") for subject in subjects if subject.task == "word"]
-    if len(spoken) == 2 and SILENCE not in spoken and spoken[0] != spoken[1]:
-        return Turn(*ask_which_says(rng, (str(spoken[0]), str(spoken[1]))))
+    spoken = [str(subject.facts["label"]) for subject in subjects if subject.task == "word"]
+    if len({*spoken} - {SILENCE}) == 2 and rng.random() < WHICH_SHARE:
+        return Turn(*ask_which_says(rng, (spoken[0], spoken[1])))
     place = int(rng.integers(2))
     turn = turns_about(rng, subjects[place])[0]
     kinds = [_KIND_OF[subject.task] for subject in subjects]

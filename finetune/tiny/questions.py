@@ -200,6 +200,7 @@ def all_wordings() -> Iterator[str]:
             + wordings.COUNT_SHAPE
             + wordings.COUNT_COLOUR
             + wordings.SIDE
+            + wordings.HALF
             + wordings.CORNER
             + wordings.COLOUR_OF
             + wordings.SHAPE_OF

@@ -26,7 +26,7 @@ SIDE_WORDS = {  # how a side is named in questions
     "up": {"side": "up", "most": "topmost", "place": "at the top"},
     "down": {"side": "down", "most": "lowest", "place": "at the bottom"},
 }
-ORDINALS = ("First", "Second")
+CENTRE = Placed("", "", 0.5, 0.5)
 
 QA = tuple[str, str, str]  # task, question, answer
 
@@ -62,6 +62,10 @@ def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
         if len(shapes) > 1 and reach(ordered[-1]) - reach(ordered[-2]) > APART:
             answer = _kind(ordered[-1])
             asked.append(_qa(rng, "side", wordings.SIDE, answer, **SIDE_WORDS[side]))
+        far = [placed for placed in shapes if reach(placed) > reach(CENTRE) - MIDDLE]
+        if len(far) == 1 and reach(far[0]) > reach(CENTRE) + MIDDLE:
+            answer = _kind(far[0])
+            asked.append(_qa(rng, "side", wordings.HALF, answer, place=SIDE_WORDS[side]["place"]))
     return _shuffled(rng, asked)
 
 
@@ -97,7 +101,7 @@ def ask_which_says(rng: Generator, words: tuple[str, str]) -> QA:
         words: Of the first and of the second recording, not the same.
     """
     place = int(rng.integers(2))
-    return _qa(rng, "which", wordings.SAYS, f"The {ORDINALS[place].lower()}.", word=words[place])
+    return _qa(rng, "which", wordings.SAYS, f"The {('first', 'second')[place]}.", word=words[place])
 
 
 def _qa(rng: Generator, task: str, patterns: Sequence[str], answer: str, **filled: str) -> QA:

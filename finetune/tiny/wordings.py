@@ -293,8 +293,11 @@ COUNT_COLOUR = (
 SIDE = (
     "[What|Which shape] is [furthest|most] {side}?",
     "[What|Which shape|Which thing] is the {most} one?",
+    "[Name|Tell me|Say] [what|which shape] is furthest {side}.",
+)
+HALF = (
     "[What|Which shape] [do you see|is] {place}?",
-    "[Name|Tell me|Say] [what|which shape] is [furthest {side}|{place}].",
+    "[Name|Tell me|Say] [what|which shape] is {place}.",
 )
 CORNER = (
     "Where is the {colour} {shape} [in the picture|in the image|]?",
@@ -328,13 +331,13 @@ TIMES = (
     "[Count|Tell me] how often [it|the shape] [appears|is seen].",
 )
 WHEN = (
-    "When [does|did] [it|the shape|the object] [first|] [appear|come|show]?",
-    "At [what|which] time [does|did] [it|the shape|the object] [first|] [appear|come]?",
-    "After how many seconds [does|did] [it|the shape] [first|] [appear|come]?",
+    "When [does|did] [it|the shape|the object] first [appear|come|show]?",
+    "At [what|which] time [does|did] [it|the shape|the object] first [appear|come]?",
+    "After how many seconds [does|did] [it|the shape] first [appear|come]?",
 )
 SAYS = (
     "[Which|Which one] of the two [recordings|clips|sounds] says {word}?",
-    "In which [of the two|] recording[s|] is {word} [spoken|said|heard]?",
+    "In which [recording|of the two recordings] is {word} [spoken|said|heard]?",
     "[Where|In which one] do you hear {word}: [in the first or the second|first or second]?",
     "Is {word} [spoken|said] in the first or the second recording?",
 )

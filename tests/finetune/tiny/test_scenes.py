@@ -1,6 +1,7 @@
 """Scenes and events: what is asked has one true answer, which the drawing shows."""
 
 import itertools
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from finetune.tiny.drawing import COLOURS
 from finetune.tiny.joint_data import Subject, Turn, pair_turn
 from finetune.tiny.scene_questions import ask_events, ask_scene, ask_which_says
-from finetune.tiny.scenes import MAX_SHAPES, MAX_TIMES, random_events, random_scene
+from finetune.tiny.scenes import (
+    MAX_SHAPES,
+    MAX_TIMES,
+    Placed,
+    Shown,
+    random_events,
+    random_scene,
+)
 from finetune.tiny.score import score_answer
 from omni.media import load_media
 
@@ -110,10 +118,63 @@ def test_of_two_recordings_the_one_that_says_the_word_is_asked_for(seed):
     assert ("seven" in question) == (answer == "The second.")
 
 
-def test_two_recordings_of_one_word_are_asked_about_one_at_a_time():
+def test_one_of_two_recordings_is_meant_or_the_one_that_says_a_word():
     sound = load_media(np.zeros(8_000, np.float32), sampling_rate=16_000)
     rng = np.random.default_rng(0)
     same = [Subject("word", sound, {"label": "yes"}) for _ in range(2)]
     other = [same[0], Subject("word", sound, {"label": "no"})]
     assert {pair_turn(rng, same).task for _ in range(20)} == {"word"}
-    assert {pair_turn(rng, other).task for _ in range(20)} == {"which"}
+    turns = [pair_turn(rng, other) for _ in range(60)]
+    assert {turn.task for turn in turns} == {"which", "word"}
+    told = [turn for turn in turns if turn.task == "word"]
+    for ordinal, number, answer in (("first", "1", "Yes."), ("second", "2", "No.")):
+        meant = [t for t in told if ordinal in t.question.lower() or number in t.question]
+        assert {turn.answer for turn in meant} == {answer}
+
+
+RED = Placed("red", "circle", 0.2, 0.2)
+BLUE = Placed("blue", "star", 0.8, 0.4)
+SECOND_BLUE = Placed("blue", "circle", 0.75, 0.9)
+
+
+def asked(shapes, task, pattern):
+    """Answers to all questions of a task whose wording matches, over many draws."""
+    found = set()
+    for seed in range(150):
+        for kind, question, answer in ask_scene(np.random.default_rng(seed), shapes):
+            if kind == task and re.search(pattern, question, re.IGNORECASE):
+                found.add(answer)
+    return found
+
+
+def test_questions_about_a_scene_by_hand():
+    three = (RED, BLUE, SECOND_BLUE)
+    assert asked(three, "count", r"\b(shapes|things|objects|figures)\b(?!.*(red|blue))") >= {
+        "Three."
+    }
+    assert asked(three, "count", "circles") == {"Two."}
+    assert asked(three, "count", "stars") == {"One."}
+    assert asked(three, "count", "red") == {"One."}
+    assert asked(three, "count", "blue") == {"Two."}
+    assert asked(three, "shape", "red") == {"Circle."}
+    assert asked(three, "shape", "blue") == set()  # there are two
+    assert asked(three, "colour", "star") == {"Blue."}
+    assert asked(three, "side", r"left\b|leftmost|on the left") == {"Red circle."}
+    assert asked(three, "side", "right") == set()  # 0.8 and 0.75 are too near
+    assert asked(three, "side", r"lowest|down|at the bottom") == {"Blue circle."}
+    assert asked(three, "side", r"topmost|furthest up|most up") == {"Red circle."}
+    assert asked(three, "corner", "red circle") == {"Up left."}
+    assert asked(three, "corner", "blue circle") == {"Down right."}
+    assert asked((RED, BLUE), "side", "on the right|rightmost|right") == {"Blue star."}
+    beside = Placed("red", "circle", 0.65, 0.5), Placed("blue", "star", 0.9, 0.5)
+    assert asked(beside, "side", "on the left") == set()  # both are on the right
+
+
+def test_questions_about_events_by_hand():
+    twice = (Shown("red", "star", 2, 4), Shown("red", "star", 6, 10))
+    answers = {
+        (task, a)
+        for s in range(40)
+        for task, _, a in ask_events(np.random.default_rng(s), twice, 0.5)
+    }
+    assert answers == {("count", "Two."), ("when", "At 1.0 seconds.")}
