@@ -184,6 +184,8 @@ def evaluate(
     `omni finetune` reads.
     """
     if what != "tiny":
+        if baselines:
+            raise RequestError("Found --baselines with your own data; they answer `tiny` only.")
         evaluate_data(Path(what), model, adapter, metric, reduce, max_new_tokens, limit, as_json)
         return
     check_data(data)
@@ -192,6 +194,8 @@ def evaluate(
     from omni.assistant import Assistant
 
     console = Console(stderr=True)
+    if baselines:
+        _name_missing_baselines(console)
     start = time.perf_counter()
     assistant = Assistant.from_pretrained(model, adapter=adapter)
     cases = tiny.make_cases(data, limit)
@@ -199,10 +203,10 @@ def evaluate(
         scores = tiny.evaluate(
             assistant, cases, lambda name, done: status.update(f"{name}: {done}/{len(cases[name])}")
         )
+        seconds = time.perf_counter() - start
         if baselines:
             status.update("asking the baselines")
-            _add_baselines(scores, cases, data, console)
-    seconds = time.perf_counter() - start
+            _add_baselines(scores, cases, data)
     if as_json:
         written = tiny.as_json(scores, model=assistant.name, seconds=seconds, limit=limit)
         typer.echo(json.dumps(written))
@@ -210,14 +214,17 @@ def evaluate(
     Console().print(score_table(scores, assistant.name, seconds))
 
 
-def _add_baselines(
-    scores: "list[Score]", cases: "dict[str, list[Case]]", data: Path, console: Console
-) -> None:
+def _name_missing_baselines(console: Console) -> None:
     from finetune.tiny import baselines
 
     for baseline in baselines.baselines():
         if baseline.missing:
-            console.print(f"{baseline.name} is left out: {baseline.missing} is not installed")
+            console.print(f"{baseline.name} is left out; it needs {baseline.missing}")
+
+
+def _add_baselines(scores: "list[Score]", cases: "dict[str, list[Case]]", data: Path) -> None:
+    from finetune.tiny import baselines
+
     by_ability = {score.ability: score for score in scores}
     for ability, other in baselines.measure(cases, data):
         by_ability[ability].others.append(other)

@@ -103,7 +103,7 @@ def run(
     job = load_recipe(recipe) if recipe else Job()
     if isinstance(job, Program):
         given = {**options, **paths, "base": base}
-        _run_program(job, parse_overrides(words), given, resume=resume, explain=explain)
+        _run_program(job, parse_overrides(words), given, resume, explain, as_json)
         return
     job = job.changed(parse_overrides(words), base=base, **paths)
     settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
@@ -136,7 +136,12 @@ def merge_command(
 
 
 def _run_program(
-    program: "Program", words: dict[str, str], given: dict[str, Any], *, resume: bool, explain: bool
+    program: "Program",
+    words: dict[str, str],
+    given: dict[str, Any],
+    resume: bool,
+    explain: bool,
+    as_json: bool,
 ) -> None:
     """Run a stage of omni-tiny's own training, with what the command line says in place."""
     names = {"data": "data", "out": "out", "max_steps": "steps", "seed": "seed"}
@@ -149,7 +154,8 @@ def _run_program(
     program = program.changed({**words, **{names[o]: v for o, v in given.items() if o in names}})
     program = program.changed({"resume": True if resume else None})
     if explain:
-        typer.echo(program.command())
+        command = program.command()
+        typer.echo(json.dumps({"command": command}) if as_json else command)
     else:
         program.run()
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import yaml
+
 from omni.errors import RequestError
 
 PROGRAMS = ("train_vision", "train_audio", "train_joint", "export")
@@ -29,8 +31,15 @@ class Program:
     arguments: Mapping[str, Any]
 
     def changed(self, arguments: Mapping[str, Any]) -> "Program":
-        """The same program with other arguments in place; None leaves what there is."""
-        given = {key: value for key, value in arguments.items() if value is not None}
+        """The same program with other arguments in place; None leaves what there is.
+
+        Args:
+            arguments: Text is read as YAML: ``true`` is a flag, ``[a, b]`` gives an option twice.
+
+        Raises:
+            RequestError: Text that is no YAML.
+        """
+        given = {k: _read(k, v) for k, v in arguments.items() if v is not None}
         return replace(self, arguments={**self.arguments, **given})
 
     def words(self) -> list[str]:
@@ -38,8 +47,8 @@ class Program:
         words = []
         for key, value in self.arguments.items():
             option = f"--{key.replace('_', '-')}"
-            if value is True:
-                words.append(option)
+            if isinstance(value, bool):
+                words += [option] if value else []
                 continue
             for one in value if isinstance(value, list) else [value]:
                 words += [option, str(one)]
@@ -53,9 +62,18 @@ class Program:
         """Run it in this process.
 
         Raises:
-            SystemExit: It does not know an argument, and has said which.
+            SystemExit: It does not know an argument, and has said which it knows.
         """
         importlib.import_module(f"finetune.tiny.{self.name}").main(self.words())
+
+
+def _read(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"Found {key}={value}; expected a YAML value: {error}") from error
 
 
 def read_program(recipe: Mapping[str, Any], source: str) -> Program:

@@ -167,6 +167,7 @@ def _run(command: Sequence[str]) -> Waveform:
 
 def _save(clips: Sequence[Clip], path: Path) -> None:
     samples = np.concatenate([c.waveform for c in clips])
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(
         path,
         samples=np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16),

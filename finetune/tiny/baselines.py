@@ -9,7 +9,6 @@ import importlib.util
 import io
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.tiny import questions
-from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, WORDS, load_clips
+from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, load_clips
 from finetune.tiny.audio_pool import log_mel
 from finetune.tiny.evaluate import ABILITIES, Case, Other, summarise
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
+from omni.errors import RequestError
 
 SPOKEN = ("digit", "digit_commands", "word")
 READ = ("line", "receipt_line", "band")
@@ -56,8 +56,14 @@ class Baseline(NamedTuple):
 def baselines() -> list[Baseline]:
     """Return all baselines, also those whose program is missing."""
     asked = tuple(a for a in ABILITIES if a not in NAMED and a not in READ)
-    tesseract = None if shutil.which("tesseract") else "the program tesseract (tesseract-ocr)"
-    sphinx = None if importlib.util.find_spec("pocketsphinx") else "the package pocketsphinx"
+    tesseract = (
+        None if shutil.which("tesseract") else "the program tesseract (apt install tesseract-ocr)"
+    )
+    sphinx = (
+        None
+        if importlib.util.find_spec("pocketsphinx")
+        else "pocketsphinx (pip install 'omni-toolkit[baselines]')"
+    )
     return [
         Baseline("best constant answer", asked, answer_alike),
         Baseline("nearest example", ("object", "handwritten", *SPOKEN), answer_by_nearest),
@@ -91,8 +97,9 @@ def measure(cases: dict[str, list[Case]], data: Path) -> Iterator[tuple[str, Oth
 
 
 def answer_alike(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
-    """Give every question the one answer that is right most often: no rule can be luckier."""
-    (best, _), *_ = Counter(case.turns[-1].answer for case in cases).most_common(1)
+    """Give every question the one of the true answers that is right most often."""
+    answers = sorted({case.turns[-1].answer for case in cases})
+    best = max(answers, key=lambda said: sum(score_answer(case.turns[-1], said) for case in cases))
     return [best] * len(cases)
 
 
@@ -106,13 +113,19 @@ def answer_by_nearest(ability: str, cases: Sequence[Case], data: Path) -> list[s
 
 
 def read_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
-    """Read strips with tesseract and its English data (https://github.com/tesseract-ocr)."""
+    """Read strips with tesseract and its English data (https://github.com/tesseract-ocr).
+
+    Raises:
+        RequestError: It fails, as without its data (tesseract-ocr-eng).
+    """
     command = ["tesseract", "stdin", "stdout", "--psm", TESSERACT[ability], "-l", "eng"]
     answers = []
     for case in cases:
         found = subprocess.run(
             command, input=case.sources[0], capture_output=True, timeout=TIMEOUT_S, check=False
         )
+        if found.returncode:
+            raise RequestError(f"tesseract failed: {found.stderr.decode('utf-8', 'replace')}")
         lines = found.stdout.decode("utf-8", "replace").splitlines()
         answers.append("\n".join(line.strip() for line in lines if line.strip()))
     return answers
@@ -143,7 +156,7 @@ def _examples(ability: str, data: Path) -> tuple[Float[Tensor, "n values"], list
     if ability in SPOKEN:
         wanted = WORDS if ability == "word" else DIGITS
         clips = [clip for clip in load_clips(data, "train") if clip.label in wanted]
-        keys = [_spectrogram_of(clip.waveform) for clip in clips if clip.label != SILENCE]
+        keys = [_spectrogram_of(clip.waveform) for clip in clips]
         return torch.stack(keys), [clip.label for clip in clips]
     if ability == "handwritten":
         pictures, labels = mnist_arrays(data, "train")

@@ -204,13 +204,16 @@ def count_parameters(weights: Path) -> int:
         return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118 - not a dict
 
 
-def model_card(evaluation: dict[str, Any], runs: Path, weights: Path) -> str:
+def model_card(
+    evaluation: dict[str, Any], runs: Path, weights: Path, *, has_picture: bool = False
+) -> str:
     """Write the card.
 
     Args:
         evaluation: What `omni eval tiny --json` printed.
         runs: Folder with the figures of the training runs.
         weights: Folder of the checkpoint.
+        has_picture: Whether `PICTURE` lies there.
     """
     file = weights / "model.safetensors"
     size = file.stat().st_size
@@ -226,7 +229,11 @@ def model_card(evaluation: dict[str, Any], runs: Path, weights: Path) -> str:
         "## Some of its mistakes\n",
         *failure_rows(evaluation),
         "",
-        f"![Pictures with a question, the true answer and what it said]({PICTURE})\n",
+        *(
+            [f"![Pictures with a question, the true answer and what it said]({PICTURE})\n"]
+            if has_picture
+            else []
+        ),
         "## Size and training\n",
         f"{count_parameters(file):,} stored parameters, {size / 1e6:.1f} MB in float16.",
         TRAINED,
@@ -248,11 +255,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
     options = parser.parse_args()
     evaluation = json.loads(options.evaluation.read_text())
-    card = model_card(evaluation, options.runs, options.weights)
-    (options.weights / "README.md").write_text(card)
     sheet = draw_mistakes(evaluation, options.data)
+    (options.weights / PICTURE).unlink(missing_ok=True)
     if sheet is not None:
         sheet.quantize(64).save(options.weights / PICTURE, optimize=True)
+    has_picture = sheet is not None
+    card = model_card(evaluation, options.runs, options.weights, has_picture=has_picture)
+    (options.weights / "README.md").write_text(card)
 
 
 if __name__ == "__main__":

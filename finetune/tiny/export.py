@@ -1,10 +1,8 @@
-r"""Write `omni-tiny` as a checkpoint of the product.
+"""Write `omni-tiny` as a checkpoint of the product.
 
 Towers, projectors and decoder become one folder that `omni.load` opens:
 
-    python -m finetune.tiny.export --joint ../runs/tiny/joint/checkpoint.pt \
-        --vision ../runs/tiny/vision/vision_model.safetensors \
-        --audio ../runs/tiny/audio/audio_tower.safetensors --out omni/weights/omni-tiny
+    omni finetune --recipe omni-tiny-5
 """
 
 import argparse

@@ -5,7 +5,7 @@ A byte-level vocabulary without a single merge. A word of the committed question
 printed code to be read, falls apart into its bytes. Nothing is ever unknown, and decoding gives
 back the text exactly. Digits stand alone, so that numbers are read digit by digit.
 
-    python -m finetune.tiny.tokenizer ../runs/tiny/tokenizer
+    python -m finetune.tiny.tokenizer runs/omni-tiny/tokenizer
 """
 
 import argparse

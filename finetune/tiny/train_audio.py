@@ -1,6 +1,6 @@
 """Train the audio tower of `omni-tiny` with direct heads.
 
-    python -m finetune.tiny.train_audio --data ../shared/data --out ../runs/tiny/audio --steps 8000
+    omni finetune --recipe omni-tiny-2
 
 Writes `audio_tower.safetensors` (names of transformers' `ParakeetEncoder`),
 `heads.safetensors`, `metrics.json` and a line of figures per evaluation in `metrics.jsonl`.

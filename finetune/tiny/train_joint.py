@@ -1,9 +1,6 @@
 r"""Train the decoder and the projectors of `omni-tiny` on what its frozen towers see and hear.
 
-    python -m finetune.tiny.train_joint --data ../shared/data \
-        --vision ../runs/tiny/vision/vision_model.safetensors \
-        --audio ../runs/tiny/audio/audio_tower.safetensors \
-        --voices ../runs/tiny/audio/voices.npz --out ../runs/tiny/joint --steps 1500
+    omni finetune --recipe omni-tiny-3
 
 Writes `checkpoint.pt` (what was trained, and the optimiser), `tokenizer/` and a line of figures per
 evaluation in `metrics.jsonl`; `finetune.tiny.export` makes a checkpoint of the product from it. A
@@ -43,6 +40,7 @@ from finetune.tiny.score import score_answer
 from finetune.tiny.tokenizer import build_tokenizer
 from omni.assistant import Assistant
 from omni.backbone.moe import Router
+from omni.errors import RequestError
 from omni.model import OmniModel
 
 logger = logging.getLogger(__name__)
@@ -217,12 +215,20 @@ def train(
         resume: Go on from the checkpoint in `out` if there is one.
         initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule
             and fresh optimisers.
+
+    Raises:
+        RequestError: `out` has the tokenizer of another run than `initial`.
     """
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer").is_dir():
         tokenizer = load_tokenizer(initial / "tokenizer") if initial else build_tokenizer()
         tokenizer.save_pretrained(out / "tokenizer")
     tokenizer = load_tokenizer(out / "tokenizer")
+    if initial and load_tokenizer(initial / "tokenizer").get_vocab() != tokenizer.get_vocab():
+        raise RequestError(
+            f"{out / 'tokenizer'} has another vocabulary than {initial / 'tokenizer'}; expected an "
+            "empty --out, which takes that of --initial."
+        )
     torch.manual_seed(settings.seed)
     towers, model = build_model(len(tokenizer)), build_model(len(tokenizer))
     load_towers(towers, vision, audio)
@@ -340,6 +346,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # the loader's own conversion does not know `OmniInputs`
 
 
+def _task_share(text: str) -> tuple[str, float]:
+    task, _, share = text.partition("=")
+    if task not in SHARES:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected for example line=0.2")
+    return task, float(share)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -358,6 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--share",
         action="append",
         default=[],
+        type=_task_share,
         metavar="TASK=SHARE",
         help=f"how often a kind of subject is drawn; one of {', '.join(SHARES)}",
     )
@@ -382,7 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=options.batch_size,
         pool=options.pool,
         learning_rate=options.learning_rate,
-        shares={task: float(share) for task, share in (s.split("=") for s in options.share)},
+        shares=dict(options.share),
         guidance=options.guidance,
         band_letters=options.band_letters,
         seed=options.seed,

@@ -1,7 +1,6 @@
 """Train the vision tower of `omni-tiny` with direct heads.
 
-    python -m finetune.tiny.train_vision --data ../shared/data --out ../runs/tiny/vision \
-        --steps 4000
+    omni finetune --recipe omni-tiny-1
 
 Writes `vision_model.safetensors` (names of transformers' `RadioModel`), `heads.safetensors`,
 `metrics.json` and a line of figures per evaluation in `metrics.jsonl`. A stopped run goes on

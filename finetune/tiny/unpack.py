@@ -1,9 +1,9 @@
 r"""Take `omni-tiny` apart, so that its training can go on from the checkpoint that is shipped.
 
-    python -m finetune.tiny.unpack --weights omni/weights/omni-tiny --out ../runs/tiny/start
+    python -m finetune.tiny.unpack --weights omni/weights/omni-tiny --out runs/omni-tiny/start
 
 Writes what the stages write: the towers' weights, `checkpoint.pt` without optimisers, and
-`tokenizer/`. `train_joint --initial ../runs/tiny/start` begins there; `export` is the way back.
+`tokenizer/`. `train_joint --initial runs/omni-tiny/start` begins there; `export` is the way back.
 """
 
 import argparse

@@ -142,6 +142,19 @@ def test_a_recipe_of_omni_tiny_is_a_program_with_the_words_of_the_command_line(a
         CliRunner().invoke(app, [*words, "--preset", "full"], catch_exceptions=False)
 
 
+def test_words_give_flags_and_lists_to_a_program(app):
+    words = ["finetune", "--recipe", "omni-tiny-4", "resume=true", "share=[band=0.5, line=0.2]"]
+    ran = CliRunner().invoke(app, [*words, "--explain", "--json"], catch_exceptions=False)
+    command = shlex.split(json.loads(ran.stdout)["command"])
+    assert command[command.index("--share") :][:4] == ["--share", "band=0.5", "--share", "line=0.2"]
+    assert "--resume" in command
+    assert "true" not in command
+    off = CliRunner().invoke(app, [*words[:3], "resume=false", "--explain"], catch_exceptions=False)
+    assert "--resume" not in off.stdout
+    with pytest.raises(RequestError, match=r"Found share=\[; expected a YAML value"):
+        CliRunner().invoke(app, [*words[:3], "share=[", "--explain"], catch_exceptions=False)
+
+
 def test_a_recipe_runs_only_the_programs_of_omni_tiny(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("program: os\n")

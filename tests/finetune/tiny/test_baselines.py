@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 
 from finetune.tiny import baselines
+from finetune.tiny.audio_data import Clip
 from finetune.tiny.baselines import (
     answer_alike,
     answer_by_nearest,
@@ -20,6 +21,7 @@ from finetune.tiny.evaluate import ABILITIES, Case
 from finetune.tiny.fonts import find_fonts, load_font
 from finetune.tiny.joint_data import Turn
 from finetune.tiny.vision_data import PHOTO_CLASSES
+from omni.errors import RequestError
 
 
 def case(task: str, answer: str, source: bytes = b"") -> Case:
@@ -50,15 +52,43 @@ def test_the_nearest_example_names_what_is_like_it(tmp_path, monkeypatch):
     assert found == [PHOTO_CLASSES[3], PHOTO_CLASSES[8]]
 
 
-def test_every_ability_but_what_it_says_of_itself_has_a_baseline():
-    asked = {ability for baseline in baselines.baselines() for ability in baseline.abilities}
-    assert asked == set(ABILITIES) - set(baselines.NAMED)
+def test_the_constant_answer_is_judged_with_the_tolerance_of_the_task(tmp_path):
+    times = ("At 0.5 seconds.", "At 0.5 seconds.", "At 1.0 seconds.", "At 1.5 seconds.")
+    found = answer_alike("when", [case("when", answer) for answer in times], tmp_path)
+    assert found == ["At 1.0 seconds."] * 4  # within half a second of all
+
+
+def test_the_nearest_recording_names_what_sounds_like_it(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    tones = [np.sin(np.arange(8_000) * hertz / 2_500).astype(np.float32) for hertz in (200, 900)]
+    clips = [Clip(tone, word, "fsdd") for tone, word in zip(tones, ("two", "six"), strict=True)]
+    monkeypatch.setattr(baselines, "load_clips", lambda data, split: clips)
+    buffer = io.BytesIO()
+    noisy = tones[1] * 0.5 + rng.normal(0, 0.01, 8_000)
+    soundfile.write(buffer, noisy, 16_000, format="WAV", subtype="PCM_16")
+    asked = [case("digit", "", buffer.getvalue())]
+    assert answer_by_nearest("digit", asked, tmp_path) == ["six"]
+
+
+def test_reading_hearing_and_choosing_have_the_baselines_that_suit_them():
+    asked = {b.name: set(b.abilities) for b in baselines.baselines()}
+    assert asked["tesseract"] == {"line", "receipt_line", "band"}
+    assert asked["pocketsphinx"] == {"digit", "digit_commands", "word"}
+    assert asked["nearest example"] == {"object", "handwritten"} | asked["pocketsphinx"]
+    assert {"count", "when", "direction"} <= asked["best constant answer"] < set(ABILITIES)
+
+
+def test_a_tesseract_that_fails_is_no_bad_reader(tmp_path):
+    if not shutil.which("tesseract"):
+        pytest.skip("tesseract is not installed")
+    with pytest.raises(RequestError, match="tesseract failed"):
+        read_with_tesseract("line", [case("line", "A", b"no picture")], tmp_path)
 
 
 def test_a_baseline_that_is_not_installed_is_named_and_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines.shutil, "which", lambda program: None)
     [tesseract] = [b for b in baselines.baselines() if b.name == "tesseract"]
-    assert tesseract.missing == "the program tesseract (tesseract-ocr)"
+    assert tesseract.missing == "the program tesseract (apt install tesseract-ocr)"
     assert list(measure({"line": [case("line", "A")]}, tmp_path)) == []
 
 
