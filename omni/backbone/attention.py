@@ -4,6 +4,8 @@ Order comes from the Mamba layers, so the layer has no rotary or learned positio
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ MAX_MASK_SIZE = 2**26
 MAX_CPU_MASK_SIZE = 2**21
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Mask:
     """Which keys each query of one forward call may see, made a few queries at a time.
 
@@ -60,6 +62,19 @@ class Mask:
             real = self.key_mask[:, None, None, : len(keys)].to(device)
             visible = visible & (real | (keys == itself))
         return visible
+
+    @cached_property
+    def runs(self) -> list[list[tuple[int, int]]] | None:
+        """First and last position, the latter excluded, of each packed sequence of each row.
+
+        None where nothing is packed. Padding, which is behind all that is real, needs no mask here:
+        whoever comes before it does not see it, and what it gives is not read.
+        """
+        if self.segment_ids is None:
+            return None
+        changes = (self.segment_ids[:, 1:] != self.segment_ids[:, :-1]).cpu()
+        starts = [[0, *(change.nonzero()[:, 0] + 1).tolist()] for change in changes]
+        return [list(pairwise([*row, self.seq])) for row in starts]
 
 
 class Attention(nn.Module):
@@ -127,13 +142,19 @@ class Attention(nn.Module):
         v: Float[Tensor, "batch kv_heads keys head_dim"],
         mask: Mask | None,
     ) -> Float[Tensor, "batch heads seq head_dim"]:
-        """Run PyTorch's attention; with a mask a few queries at a time, over the keys they see."""
+        """Run PyTorch's attention; with a mask a few queries at a time, over the keys they see.
+
+        Packed sequences run one by one on a CPU, where a mask hides keys and saves no work; an
+        accelerator wants many queries at once.
+        """
         dropout = self.dropout if self.training else 0.0
         has_groups = k.shape[1] != q.shape[1]
         if mask is None:
             return F.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, enable_gqa=has_groups
             )
+        if q.device.type == "cpu" and mask.runs is not None:
+            return self._attend_apart(q, k, v, mask.runs)
         outputs = []
         for start in range(0, q.shape[2], step := mask.queries_at_once(q.device)):
             visible = mask.rows(start, min(start + step, q.shape[2]), q.device)
@@ -149,6 +170,23 @@ class Attention(nn.Module):
                 )
             )
         return torch.cat(outputs, dim=2)
+
+    def _attend_apart(
+        self,
+        q: Float[Tensor, "batch heads seq head_dim"],
+        k: Float[Tensor, "batch kv_heads seq head_dim"],
+        v: Float[Tensor, "batch kv_heads seq head_dim"],
+        runs: list[list[tuple[int, int]]],
+    ) -> Float[Tensor, "batch heads seq head_dim"]:
+        """`_attend` of packed sequences, each by itself."""
+        rows = []
+        for row, stretches in enumerate(runs):
+            outputs = []
+            for start, stop in stretches:
+                own = (slice(row, row + 1), slice(None), slice(start, stop))
+                outputs.append(self._attend(q[own], k[own], v[own], None))
+            rows.append(torch.cat(outputs, dim=2))
+        return torch.cat(rows)
 
     def _attend_once(
         self,

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from omni.backbone import attention
-from omni.backbone.attention import causal_mask
+from omni.backbone.attention import Attention, causal_mask
 from omni.backbone.ssd import number_runs
 from tests.support.backbone import tiny_model
 
@@ -78,3 +80,27 @@ def test_single_positions_equal_the_sequence_however_heads_are_shared_out(monkey
         found = torch.cat(steps, 1)
         real = padding if mask is not None else torch.ones(2, 7, dtype=torch.bool)
         torch.testing.assert_close(found[real], expected[real], **EXACT)
+
+
+@given(data=st.data())
+def test_packed_sequences_one_by_one_equal_the_mask(data):
+    """With grouped queries and padding behind; gradients too."""
+    torch.manual_seed(0)
+    seq = data.draw(st.integers(1, 7))
+    bits = st.lists(st.booleans(), min_size=seq, max_size=seq)
+    segments = number_runs(torch.tensor([data.draw(bits), data.draw(bits)]).long())
+    lengths = torch.tensor([data.draw(st.integers(1, seq)), seq])
+    real = torch.arange(seq) < lengths[:, None]
+    mask = causal_mask(seq, 0, key_mask=real, segment_ids=segments)
+    layer = next(m for m in tiny_model("*").double().modules() if isinstance(m, Attention))
+    hidden = torch.randn(2, seq, layer.q_proj.in_features, dtype=torch.double)
+    found, expected = [], []
+    for results, chosen in ((found, mask), (expected, replace(mask))):
+        if results is expected:  # as an accelerator does it
+            chosen.__dict__["runs"] = None
+        x = hidden.clone().requires_grad_()
+        out = layer(x, chosen)
+        out[real].square().sum().backward()
+        results += [out[real], x.grad]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
