@@ -15,6 +15,7 @@ from finetune.cli_eval import (
     AnswerOption,
     MetricOption,
     ReduceOption,
+    SchemaOption,
     evaluate_data,
 )
 from finetune.cli_run import RUN, RunByDefault, merge_command, run
@@ -174,6 +175,7 @@ def evaluate(
     metric: MetricOption = "exact",
     reduce: ReduceOption = None,
     max_new_tokens: AnswerOption = 64,
+    schema: SchemaOption = None,
     limit: LimitOption = None,
     baselines: BaselinesOption = False,
     as_json: JsonOption = False,
@@ -186,7 +188,9 @@ def evaluate(
     if what != "tiny":
         if baselines:
             raise RequestError("Found --baselines with your own data; they answer `tiny` only.")
-        evaluate_data(Path(what), model, adapter, metric, reduce, max_new_tokens, limit, as_json)
+        evaluate_data(
+            Path(what), model, adapter, metric, reduce, max_new_tokens, schema, limit, as_json
+        )
         return
     check_data(data)
     # Here, because torch and the data code take seconds and `omni --help` shall not.

@@ -21,6 +21,9 @@ ReduceOption = Annotated[
     list[str] | None,
     typer.Option("--reduce", help="Token reduction of a modality, such as video=evs(0.7)."),
 ]
+SchemaOption = Annotated[
+    str | None, typer.Option("--schema", help="A JSON Schema file that the answers follow.")
+]
 AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
 
 
@@ -31,6 +34,7 @@ def evaluate_data(
     metric: str,
     reduce: list[str] | None,
     max_new_tokens: int,
+    schema: str | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -56,6 +60,7 @@ def evaluate_data(
             metric=metric,
             options=MediaOptions(reduction=settings.reduction),
             max_new_tokens=max_new_tokens,
+            schema=schema,
         )
     if as_json:
         bad = [entry.to_dict() for entry in found.bad]

@@ -1,6 +1,6 @@
 """Held-out rows: their loss, and how good generated answers are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ def evaluate(
     metric: str,
     options: MediaOptions,
     max_new_tokens: int,
+    schema: Mapping[str, Any] | str | None = None,
 ) -> Evaluation:
     """Measure a model on samples.
 
@@ -78,9 +79,10 @@ def evaluate(
         metric: A name of `finetune.metrics.METRICS`, or "none" for the loss alone.
         options: Sampling and reduction of samples that set none.
         max_new_tokens: Of an answer.
+        schema: JSON Schema, or a file of one, that answers follow.
 
     Raises:
-        RequestError: An unknown metric, or no row that can be used.
+        RequestError: An unknown metric or schema, or no row that can be used.
     """
     if metric not in (*METRICS, "none"):
         raise RequestError(f"metric is {metric!r}; expected {', '.join(METRICS)} or none.")
@@ -103,7 +105,7 @@ def evaluate(
             except OmniError as error:
                 bad.append(BadRow(origin=sample.origin, reason=str(error)))
                 continue
-            [found] = assistant.answer_batch([prompt], max_new_tokens=max_new_tokens)
+            [found] = assistant.answer_batch([prompt], max_new_tokens=max_new_tokens, schema=schema)
             score = _judge(metric, found, true, sample)
             origin = str(sample.origin)
             examples.append(Example(origin=origin, true=true, found=found, score=score))

@@ -46,6 +46,7 @@ BAD_ROWS_FILE = "bad_rows.jsonl"
 MAY_CHANGE = frozenset(
     {
         "max_steps", "epochs", "eval_steps", "eval_samples", "metric", "patience", "max_new_tokens",
+        "answer_schema",
         "save_steps", "max_bad_share", "cache_features", "tensorboard",
     }
 )  # fmt: skip
@@ -335,6 +336,7 @@ class _Judge:
             metric=self.settings.metric,
             options=MediaOptions(reduction=self.settings.reduction),
             max_new_tokens=self.settings.max_new_tokens,
+            schema=self.settings.answer_schema,
         )
 
 

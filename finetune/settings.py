@@ -49,6 +49,7 @@ class FinetuneSettings:
             "none" judges by the loss alone.
         patience: Stop after so many evaluations without improvement; 0 never stops early.
         max_new_tokens: Of generated answers in evaluations.
+        answer_schema: JSON Schema, or a file of one, which these answers follow; None: free text.
         save_steps: Steps between two savings of the state.
         cache_features: Folder that keeps what the frozen towers gave for each medium, so that it is
             encoded once; None encodes in every step.
@@ -84,6 +85,7 @@ class FinetuneSettings:
     metric: str = "exact"
     patience: int = 0
     max_new_tokens: int = 64
+    answer_schema: Mapping[str, Any] | str | None = None
     save_steps: int = 50
     max_bad_share: float = 0.1
     cache_features: str | None = None
@@ -147,6 +149,8 @@ def _converted(name: str, value: Any) -> Any:
     hint = get_type_hints(FinetuneSettings)[name]
     if name == "reduction":
         return _specs(value)
+    if name == "answer_schema" and isinstance(value, Mapping):
+        return value
     if value is None or (isinstance(value, str) and value.lower() == "none" and name != "metric"):
         if type(None) in get_args(hint):
             return None
@@ -156,6 +160,8 @@ def _converted(name: str, value: Any) -> Any:
         if value not in get_args(hint):
             raise RequestError(f"{name} is {value!r}; expected one of {', '.join(get_args(hint))}.")
         return value
+    if name == "answer_schema":
+        return str(value)
     kind = next(k for k in (get_args(hint) or (hint,)) if k is not type(None))
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -202,6 +202,21 @@ def test_evaluation_answers_and_keeps_the_best_weights(data, tmp_path):
     assert (tmp_path / "out" / "curve.png").stat().st_size > 1000
 
 
+def test_answers_of_an_evaluation_follow_its_schema(data, tmp_path):
+    """Given as YAML gives it, and as a file."""
+    schema = {"enum": ["cash", "card"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    for given in (schema, str(file)):
+        settings = SETTINGS.changed(
+            {"metric": "exact", "eval_samples": 2, "max_new_tokens": 16, "max_steps": 1}
+        ).changed({"answer_schema": given})
+        out = tmp_path / f"out{isinstance(given, str)}"
+        _, result = run(data, out, settings, held_out=open_dataset(data))
+        assert {example.found for example in result.after.examples} <= {'"cash"', '"card"'}
+    assert SETTINGS.changed({"answer_schema": "none"}).answer_schema is None
+
+
 def test_whole_training_writes_a_checkpoint(data, tmp_path):
     model, _ = run(data, tmp_path / "out", replace(SETTINGS, preset="projectors", max_steps=2))
     loaded = type(model).from_pretrained(tmp_path / "out")
