@@ -262,7 +262,7 @@ def main() -> None:
     sheet = draw_mistakes(evaluation, options.data)
     (options.weights / PICTURE).unlink(missing_ok=True)
     if sheet is not None:
-        sheet.quantize(64).save(options.weights / PICTURE, optimize=True)
+        sheet.quantize(256).save(options.weights / PICTURE, optimize=True)
     has_picture = sheet is not None
     card = model_card(evaluation, options.runs, options.weights, has_picture=has_picture)
     (options.weights / "README.md").write_text(card)
