@@ -52,13 +52,14 @@ def test_the_page_that_the_answer_comes_from_is_marked(visit, screenshot):
     upload(window, "Document", MEDIA / "pages.pdf")
     page = window.page
     page.locator("#document-shown .preview").wait_for()
-    for question, marked in (("What is drawn here?", 2), ("What is printed here?", 3)):
+    # A drawing comes from one page; lines depend a little on how many pages there are.
+    for question, marked, most in (("What is drawn here?", 2, 1), ("What is printed here?", 1, 3)):
         page.locator("#document-question textarea").fill(question)
         page.locator("#document-ask").click()
         sources = page.locator("#document-shown figure.source")
         source = sources.filter(has_text=f"pages.pdf page {marked}")
         source.wait_for()
-        assert sources.count() < 3  # others may help a little; not every page does
+        assert sources.count() <= most
         assert "times less likely" in source.inner_text()
     # The second question began where the first had read the pages.
     assert "read before" in page.locator("#document-ledger .total").inner_text()

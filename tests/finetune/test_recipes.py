@@ -81,6 +81,7 @@ def test_it_takes_two_steps(name, prepared, tmp_path):
         samples_per_step=2,
         eval_samples=2,
         max_new_tokens=4,
+        answer_schema=None,  # would need more
         mixed_precision="no",
         lora_rank=4,
         cache_features=str(tmp_path / "features") if job.settings.cache_features else None,

@@ -90,17 +90,18 @@ def test_the_score_does_not_depend_on_the_chunks_and_nothing_left_out_is_nothing
 
 
 @pytest.mark.parametrize(
-    ("question", "page", "never"),  # pages 0 and 2 have a printed line each, page 1 a drawing
-    [("What is printed here?", 2, {1}), ("What is drawn here?", 1, {0, 2})],
+    ("question", "read"),  # pages 0 and 2 have a printed line each, page 1 a drawing
+    [("What is printed here?", {0, 2}), ("What is drawn here?", {1})],
 )
-def test_the_page_that_was_read_is_the_source_of_what_was_read(question, page, never):
+def test_the_page_that_was_read_is_the_source_of_what_was_read(question, read):
     assistant, pages = omni.load(), MEDIA / "pages.pdf"
     answer = assistant.ask(question, pages, max_new_tokens=16).text
     supports = media_support(assistant, question, pages, answer=answer, max_new_tokens=16)
-    sources = {i for i, support in enumerate(supports) if support.is_source}
-    assert page in sources
-    assert not sources & never
-    assert supports[page].times > 100
+    strongest = max(range(3), key=lambda i: supports[i].nats)
+    assert strongest in read
+    assert supports[strongest].is_source
+    # A page more or less can change how many lines there are; what they say is from the one read.
+    assert all(supports[strongest].times > 20 * supports[i].times for i in {0, 1, 2} - read)
 
 
 def test_an_empty_answer_comes_from_nowhere():
