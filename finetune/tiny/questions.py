@@ -28,7 +28,7 @@ def ask_digit(rng: Generator) -> str:
 
 def answer_digit(label: str, rng: Generator) -> str:
     """Name a digit, such as `seven`."""
-    return _sentence(label)
+    return sentence(label)
 
 
 def ask_digits(rng: Generator) -> str:
@@ -38,7 +38,7 @@ def ask_digits(rng: Generator) -> str:
 
 def answer_digits(labels: Sequence[str], rng: Generator) -> str:
     """Name several digits in order."""
-    return _sentence(", ".join(labels))
+    return sentence(", ".join(labels))
 
 
 def ask_word(rng: Generator) -> str:
@@ -48,7 +48,7 @@ def ask_word(rng: Generator) -> str:
 
 def answer_word(label: str, rng: Generator) -> str:
     """Repeat the spoken word, or say that there is none (label `_silence_`)."""
-    return "No word is spoken." if label == "_silence_" else _sentence(label)
+    return "No word is spoken." if label == "_silence_" else sentence(label)
 
 
 def ask_object(rng: Generator) -> str:
@@ -58,7 +58,7 @@ def ask_object(rng: Generator) -> str:
 
 def answer_object(label: str, rng: Generator) -> str:
     """Name one of `OBJECTS`."""
-    return _sentence(label)
+    return sentence(label)
 
 
 def ask_handwritten(rng: Generator) -> str:
@@ -69,7 +69,7 @@ def ask_handwritten(rng: Generator) -> str:
 def answer_handwritten(label: int | str, rng: Generator) -> str:
     """Name a digit given as a number or as a word."""
     text = str(label)
-    return _sentence(NUMBER_WORDS[int(text)] if text.isdigit() else text)
+    return sentence(NUMBER_WORDS[int(text)] if text.isdigit() else text)
 
 
 def ask_line(rng: Generator) -> str:
@@ -104,22 +104,22 @@ def ask_shape_colour(rng: Generator) -> str:
 
 def answer_colour(label: str, rng: Generator) -> str:
     """Name a colour."""
-    return _sentence(label)
+    return sentence(label)
 
 
 def answer_shape(label: str, rng: Generator) -> str:
     """Name a shape."""
-    return _sentence(label)
+    return sentence(label)
 
 
 def answer_direction(label: str, rng: Generator) -> str:
     """Name a direction, such as `left` or `up left`, or say that nothing moves (`still`)."""
-    return "It stands still." if label == "still" else _sentence(label)
+    return "It stands still." if label == "still" else sentence(label)
 
 
 def answer_shape_colour(colour: str, shape: str, rng: Generator) -> str:
     """Name colour and shape, such as `Red circle.`."""
-    return _sentence(f"{colour} {shape}")
+    return sentence(f"{colour} {shape}")
 
 
 def ask_identity(rng: Generator, topic: str) -> str:
@@ -248,6 +248,6 @@ def _expand(rng: Generator, pattern: str) -> str:
     return re.sub(r"\s+([?.,!:])", r"\1", " ".join(pattern.split()))
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Capital letter, full stop."""
     return f"{text[0].upper()}{text[1:]}."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from numpy.random import Generator
 
 from finetune.tiny import wordings
-from finetune.tiny.questions import NUMBER_WORDS, vary
+from finetune.tiny.questions import NUMBER_WORDS, sentence, vary
 from finetune.tiny.scenes import Placed, Shown
 
 MIDDLE = 0.12  # of the picture on either side of its middle: in no corner
@@ -48,15 +48,15 @@ def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
     asked.append(_qa(rng, "count", wordings.COUNT_COLOUR, number, colour=colour))
     for placed in shapes:
         if kinds[placed.shape] == 1 and len(shapes) > 1:
-            answer = _sentence(placed.colour)
+            answer = sentence(placed.colour)
             asked.append(_qa(rng, "colour", wordings.COLOUR_OF, answer, shape=placed.shape))
         if colours[placed.colour] == 1 and len(shapes) > 1:
-            answer = _sentence(placed.shape)
+            answer = sentence(placed.shape)
             asked.append(_qa(rng, "shape", wordings.SHAPE_OF, answer, colour=placed.colour))
         corner = _corner(placed)
         if corner and sum(_same_kind(placed, other) for other in shapes) == 1:
             named = {"colour": placed.colour, "shape": placed.shape}
-            asked.append(_qa(rng, "corner", wordings.CORNER, _sentence(corner), **named))
+            asked.append(_qa(rng, "corner", wordings.CORNER, sentence(corner), **named))
     for side, reach in SIDES.items():
         ordered = sorted(shapes, key=reach)
         if len(shapes) > 1 and reach(ordered[-1]) - reach(ordered[-2]) > APART:
@@ -123,12 +123,8 @@ def _same_kind(one: Placed, other: Placed) -> bool:
 
 
 def _kind(thing: Placed | Shown) -> str:
-    return _sentence(f"{thing.colour} {thing.shape}")
+    return sentence(f"{thing.colour} {thing.shape}")
 
 
 def _number(count: int) -> str:
-    return _sentence(NUMBER_WORDS[count])
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    return sentence(NUMBER_WORDS[count])

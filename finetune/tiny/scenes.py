@@ -41,18 +41,17 @@ class Shown(NamedTuple):
 
 
 def random_scene(
-    rng: Generator, size: tuple[int, int] | None = None
+    rng: Generator,
 ) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[Placed, ...]]:
-    """Draw a picture with one to `MAX_SHAPES` shapes that do not touch.
+    """Draw a picture of 96 to 224 pixels a side, with up to `MAX_SHAPES` shapes that do not touch.
 
     Args:
         rng: Source of randomness.
-        size: `(height, width)` in pixels; by default between 96 and 224 a side.
 
     Returns:
         The picture and its shapes, in no order.
     """
-    height, width = size or (int(rng.integers(96, 225)), int(rng.integers(96, 225)))
+    height, width = int(rng.integers(96, 225)), int(rng.integers(96, 225))
     count = int(rng.integers(1, MAX_SHAPES + 1))
     paper, colours = _paper(rng, height, width)
     if rng.random() < 0.5:  # few kinds, so that there is something to count
