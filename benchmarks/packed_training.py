@@ -29,7 +29,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from finetune.tiny.joint_data import encode_clip
+from finetune.tiny.subjects import encode_clip
 
 SKIPPED = 2  # first steps, in which caches fill
 SAMPLE_RATE = 16_000  # Hz

@@ -26,8 +26,8 @@ from torch import Tensor
 
 import omni
 from finetune.tiny.evaluate import ABILITIES, BATCH, MAX_ANSWER_TOKENS, Case, make_cases
-from finetune.tiny.joint_data import chat
 from finetune.tiny.score import score_answer
+from finetune.tiny.turns import chat
 from omni.assistant import Assistant
 from omni.model import OmniModel
 from omni.quantization import QuantizationConfig, quantize_weights

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from finetune.bench.reduce import BenchCase, BenchTask
 from finetune.tiny.evaluate import ABILITIES, Case, make_cases
-from finetune.tiny.joint_data import chat
 from finetune.tiny.score import score_answer
+from finetune.tiny.turns import chat
 
 MODALITY_OF = {
     "line": "image",

@@ -23,7 +23,7 @@ from PIL import Image
 
 from finetune.recipes.text_rows import cut_text_rows
 from finetune.tiny.drawing import COLOURS, DIRECTIONS, draw_frame, random_motion
-from finetune.tiny.joint_data import encode_clip
+from finetune.tiny.subjects import encode_clip
 from finetune.tiny.receipts import Crop, is_held_out, text_between
 from omni.errors import RequestError
 

@@ -16,17 +16,11 @@ import soundfile
 from PIL import Image as Picture
 
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
-from finetune.tiny.joint_data import (
-    Subject,
-    Subjects,
-    Turn,
-    chat,
-    text_turn,
-    turns_about,
-)
 from finetune.tiny.receipts import receipt_lines
 from finetune.tiny.scene_questions import ask_which_says
 from finetune.tiny.score import score_answer
+from finetune.tiny.subjects import Subject, Subjects
+from finetune.tiny.turns import Turn, chat, text_turn, turns_about
 from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
 from omni.assistant import Assistant
 from omni.media import Audio, Image

@@ -16,18 +16,9 @@ from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
 from finetune.tiny.guide import Places, Sample, find_places
-from finetune.tiny.joint_data import (
-    SHARES,
-    Subject,
-    Subjects,
-    Turn,
-    chat,
-    pair_turn,
-    reading_turn,
-    text_turn,
-    turns_about,
-)
+from finetune.tiny.subjects import SHARES, Subject, Subjects
 from finetune.tiny.tokenizer import encode_characters
+from finetune.tiny.turns import Turn, chat, pair_turn, reading_turn, text_turn, turns_about
 from omni.config import OmniConfig
 from omni.inputs import IGNORE_INDEX, OmniInputs, Window, collate, pack
 from omni.model import OmniModel

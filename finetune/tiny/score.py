@@ -5,8 +5,8 @@ import re
 from finetune.tiny import questions
 from finetune.tiny.audio_data import WORDS
 from finetune.tiny.drawing import COLOURS, DIRECTIONS, SHAPES
-from finetune.tiny.joint_data import Turn
 from finetune.tiny.train_vision import edit_distance
+from finetune.tiny.turns import Turn
 
 _SIDES = tuple(sorted({word for name in DIRECTIONS for word in name.split()}))  # and "still"
 # The words among which a question's answer is; an answer that names a wrong one as well is wrong.

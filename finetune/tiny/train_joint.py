@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from finetune.tiny.bands import MAX_LETTERS
 from finetune.tiny.export import load_tokenizer
 from finetune.tiny.guide import ReadingGuide
-from finetune.tiny.joint_data import SHARES, Subjects, Turn, chat, text_turn, turns_about
 from finetune.tiny.joint_pool import (
     Batch,
     Encoded,
@@ -37,7 +36,9 @@ from finetune.tiny.joint_pool import (
 from finetune.tiny.model_config import build_model, load_towers, processor_settings
 from finetune.tiny.optimizers import build_optimizers, set_rates
 from finetune.tiny.score import score_answer
+from finetune.tiny.subjects import SHARES, Subjects
 from finetune.tiny.tokenizer import build_tokenizer
+from finetune.tiny.turns import Turn, chat, text_turn, turns_about
 from omni.assistant import Assistant
 from omni.backbone.moe import Router
 from omni.errors import RequestError

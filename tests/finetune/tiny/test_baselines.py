@@ -19,7 +19,7 @@ from finetune.tiny.baselines import (
 )
 from finetune.tiny.evaluate import ABILITIES, Case
 from finetune.tiny.fonts import find_fonts, load_font
-from finetune.tiny.joint_data import Turn
+from finetune.tiny.turns import Turn
 from finetune.tiny.vision_data import PHOTO_CLASSES
 from omni.errors import RequestError
 

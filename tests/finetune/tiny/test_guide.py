@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from finetune.tiny.guide import HEAD, ReadingGuide, Sample, find_places
-from finetune.tiny.joint_data import Subject, chat, reading_turn
 from finetune.tiny.joint_pool import pack_rows, spell_answer
 from finetune.tiny.model_config import build_model, processor_settings
+from finetune.tiny.subjects import Subject
 from finetune.tiny.tokenizer import build_tokenizer
+from finetune.tiny.turns import chat, reading_turn
 from omni.media import load_media
 from omni.processor import OmniProcessor
 

@@ -7,15 +7,6 @@ import pytest
 import torch
 
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
-from finetune.tiny.joint_data import (
-    SHARES,
-    Subject,
-    chat,
-    encode_clip,
-    pair_turn,
-    text_turn,
-    turns_about,
-)
 from finetune.tiny.joint_pool import (
     EncodedProcessor,
     encode_subjects,
@@ -24,8 +15,10 @@ from finetune.tiny.joint_pool import (
     spell_answer,
 )
 from finetune.tiny.model_config import build_model, processor_settings
+from finetune.tiny.subjects import SHARES, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.train_joint import JointTraining, LoadBalance, trained_state
+from finetune.tiny.turns import chat, pair_turn, text_turn, turns_about
 from omni.inputs import IGNORE_INDEX
 from omni.media import load_media
 from omni.options import MediaOptions

@@ -21,8 +21,9 @@ from finetune.tiny.evaluate import (
     summarise,
     wilson_interval,
 )
-from finetune.tiny.joint_data import Subject, Turn
 from finetune.tiny.score import named, score_answer
+from finetune.tiny.subjects import Subject
+from finetune.tiny.turns import Turn
 from omni.errors import RequestError
 from omni.media import load_media
 

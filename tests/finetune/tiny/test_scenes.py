@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from finetune.tiny.drawing import COLOURS
-from finetune.tiny.joint_data import Subject, Turn, pair_turn
 from finetune.tiny.scene_questions import ask_events, ask_scene, ask_which_says
 from finetune.tiny.scenes import (
     MAX_SHAPES,
@@ -19,6 +18,8 @@ from finetune.tiny.scenes import (
     random_scene,
 )
 from finetune.tiny.score import score_answer
+from finetune.tiny.subjects import Subject
+from finetune.tiny.turns import Turn, pair_turn
 from omni.media import load_media
 
 SEEDS = range(120)

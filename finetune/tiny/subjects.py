@@ -1,9 +1,8 @@
-"""What stage 2 of `omni-tiny` talks about: media with known facts, and conversations about them.
+"""What stage 2 of `omni-tiny` talks about: media with known facts.
 
 A `Subject` is one medium as the product's gateway opens it, with the facts that are true of it.
-`converse` turns subjects into chat messages with varied questions and fixed answers. Pictures,
-clips and recordings come from the data code of the towers, so both stages hold out the same
-speakers, photographs and fonts.
+Pictures, clips and recordings come from the data code of the towers, so both stages hold out the
+same speakers, photographs and fonts.
 """
 
 import io
@@ -17,7 +16,6 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image as Picture
 
-from finetune.tiny import questions
 from finetune.tiny.audio_data import (
     DIGITS,
     SAMPLE_RATE,
@@ -37,7 +35,6 @@ from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
 from finetune.tiny.receipts import cut, receipt_lines, receipt_pages
-from finetune.tiny.scene_questions import ask_events, ask_scene, ask_which_says
 from finetune.tiny.scenes import random_events, random_scene
 from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
@@ -79,15 +76,6 @@ class Subject(NamedTuple):
     facts: dict[str, Any]
     encoded: bytes | None = None
     edges: np.ndarray | None = None
-
-
-class Turn(NamedTuple):
-    """One question and its answer."""
-
-    task: str
-    """What is asked: a key of `questions.ASKERS`, or a task of `scene_questions`."""
-    question: str
-    answer: str
 
 
 class Subjects:
@@ -262,163 +250,6 @@ class Subjects:
     @cache  # noqa: B019 - lives as long as the recordings it sorts
     def _takes(self, source: str) -> dict[str, list[np.ndarray]]:
         return group_by_label([c for c in self.clips if c.source == source and c.label in DIGITS])
-
-
-# ---- conversations ----
-
-
-def turns_about(
-    rng: Generator, subject: Subject, *, wanted: str | None = None, count: int = 1
-) -> list[Turn]:
-    """Ask about a subject, each time something else.
-
-    Args:
-        rng: Source of randomness.
-        subject: What is asked about.
-        wanted: Task of the only question; by default what suits the subject.
-        count: Most questions; fewer, or none, where a scene does not answer as many.
-    """
-    if subject.task in ("scene", "events"):
-        return _turns_about_scene(rng, subject, wanted=wanted, count=count)
-    tasks = _TASKS_OF[subject.task]
-    if subject.task == "word" and subject.facts["label"] not in DIGITS:
-        tasks = ("word",)
-    chosen = [wanted] if wanted else [str(t) for t in rng.permutation(tasks)[:count]]
-    return [Turn(t, questions.ASKERS[t](rng), answer(t, subject.facts, rng)) for t in chosen]
-
-
-def _turns_about_scene(
-    rng: Generator, subject: Subject, *, wanted: str | None, count: int
-) -> list[Turn]:
-    """Ask what the facts answer; about what is wanted only if they do."""
-    if subject.task == "scene":
-        asked = ask_scene(rng, subject.facts["shapes"])
-    else:
-        asked = ask_events(rng, subject.facts["showings"], subject.facts["seconds"])
-    fitting = [qa for qa in asked if wanted in (None, qa[0])]
-    return [Turn(*qa) for qa in fitting[:count]]
-
-
-_TASKS_OF = {
-    "line": ("line",),
-    "band": ("line",),
-    "photo": ("object",),
-    "word": ("digit", "digit", "word"),
-    "digits": ("digits",),
-    "handwritten": ("handwritten",),
-    "clip": ("direction", "colour", "shape", "shape_colour"),
-    "still": ("colour", "shape", "shape_colour"),
-}
-
-
-def answer(task: str, facts: dict[str, str], rng: Generator) -> str:
-    """Say the true answer to a question about a subject.
-
-    Args:
-        task: A key of `questions.ASKERS` that needs a medium.
-        facts: Of the subject.
-        rng: Source of randomness.
-    """
-    if task == "shape_colour":
-        return questions.answer_shape_colour(facts["colour"], facts["shape"], rng)
-    if task in ("colour", "shape", "direction"):
-        reply = getattr(questions, f"answer_{task}")
-        return str(reply(facts[task], rng))
-    if task == "digits":
-        return questions.answer_digits(facts["label"].split(), rng)
-    return str(getattr(questions, f"answer_{task}")(facts["label"], rng))
-
-
-def text_turn(rng: Generator, topic: str | None = None) -> Turn:
-    """Ask something that needs no medium.
-
-    Args:
-        rng: Source of randomness.
-        topic: `name`, `abilities`, `greeting` or `out_of_scope`; by default any.
-    """
-    topics = ("name", "abilities", "greeting", "out_of_scope")
-    topic = topic or str(rng.choice(topics, p=[0.3, 0.25, 0.1, 0.35]))
-    replies: dict[str, Callable[[], str]] = {
-        "name": lambda: questions.answer_identity("name", rng),
-        "abilities": lambda: questions.answer_identity("abilities", rng),
-        "greeting": lambda: questions.answer_greeting(rng),
-        "out_of_scope": lambda: questions.answer_out_of_scope(rng),
-    }
-    return Turn(topic, questions.ASKERS[topic](rng), replies[topic]())
-
-
-def chat(media: Sequence[Any], turns: Sequence[Turn], *, answered: bool) -> list[dict[str, Any]]:
-    """Write turns about media as chat messages; the media come with the first question.
-
-    Args:
-        media: Sources of the media.
-        turns: Questions with their answers, in order.
-        answered: Whether the last answer is included, for training.
-    """
-    messages: list[dict[str, Any]] = []
-    for number, turn in enumerate(turns):
-        parts: list[dict[str, Any]] = []
-        if number == 0:
-            parts = [{"type": "media", "media": source} for source in media]
-        parts.append({"type": "text", "text": turn.question})
-        messages.append({"role": "user", "content": parts})
-        if answered or number + 1 < len(turns):
-            messages.append({"role": "assistant", "content": turn.answer})
-    return messages
-
-
-def reading_turn(rng: Generator, printed: Sequence[Subject]) -> Turn:
-    """Ask for all that is printed in several pictures, from the first to the last.
-
-    Args:
-        rng: Source of randomness.
-        printed: Lines or bands, in prompt order.
-    """
-    return Turn("line", questions.ask_line(rng), "\n".join(p.facts["label"] for p in printed))
-
-
-ORDINALS = (("first", "1"), ("second", "2"))
-WHICH_SHARE = 0.6  # of the questions about two recordings of different words
-
-
-def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
-    """Ask about one of two media and say which one is meant, or which of two says a word.
-
-    Args:
-        rng: Source of randomness.
-        subjects: Two of them, in prompt order.
-    """
-    spoken = [str(subject.facts["label"]) for subject in subjects if subject.task == "word"]
-    if len({*spoken} - {SILENCE}) == 2 and rng.random() < WHICH_SHARE:
-        return Turn(*ask_which_says(rng, (spoken[0], spoken[1])))
-    place = int(rng.integers(2))
-    turn = turns_about(rng, subjects[place])[0]
-    kinds = [_KIND_OF[subject.task] for subject in subjects]
-    kind = kinds[place]
-    if kinds[0] == kinds[1]:
-        ordinal, number = ORDINALS[place]
-        lead = rng.choice([f"In the {ordinal} {kind}:", f"{kind.capitalize()} {number}:"])
-    else:
-        lead = rng.choice([f"In the {kind}:", f"{kind.capitalize()}:", f"About the {kind}:"])
-    question = f"{lead} {turn.question}" if rng.random() < 0.9 else f"{turn.question} {lead[:-1]}."
-    return turn._replace(question=question)
-
-
-_KIND_OF = {
-    "line": "picture",
-    "band": "picture",
-    "photo": "picture",
-    "handwritten": "picture",
-    "still": "picture",
-    "scene": "picture",
-    "events": "clip",
-    "word": "recording",
-    "digits": "recording",
-    "clip": "clip",
-}
-
-
-# ---- media ----
 
 
 def encode_clip(frames: Sequence[np.ndarray], fps: int) -> bytes:
