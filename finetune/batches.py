@@ -14,6 +14,7 @@ import numpy as np
 
 from finetune.data import BadRow, Collator, Dataset, Sample, num_targets
 from finetune.data.encode import decode_media, encode_sample, with_max_length
+from finetune.guide import count_marks
 from finetune.settings import FinetuneSettings
 from omni.errors import OmniError
 from omni.feature_cache import FeatureCache
@@ -38,6 +39,11 @@ class Step:
     def num_targets(self) -> int:
         """Tokens that count in the loss."""
         return sum(map(num_targets, self.rows))
+
+    @property
+    def num_marks(self) -> int:
+        """Target tokens of which it is known where a picture shows them."""
+        return sum(map(count_marks, self.rows))
 
     @property
     def num_tokens(self) -> int:

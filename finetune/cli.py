@@ -23,7 +23,7 @@ from omni.errors import RequestError
 
 if TYPE_CHECKING:
     from finetune.bench.reduce import Row
-    from finetune.tiny.evaluate import Case, Other, Score
+    from finetune.tiny.evaluate import Case, OtherScore, Score
     from omni.inputs import Modality
 
 WhatArgument = Annotated[
@@ -265,7 +265,7 @@ def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
     return table
 
 
-def _said(other: "Other") -> str:
+def _said(other: "OtherScore") -> str:
     return f"{other.name} {100 * other.mean:.1f} % ({100 * other.low:.1f} - {100 * other.high:.1f})"
 
 

@@ -2,9 +2,10 @@
 
     loss of a step = sum over all its target tokens of -log p, over their number
 
-whatever rows, micro-batches or processes the samples fall into. Everything that a step does
-follows from its number, the seed and the weights, so a run that was killed and goes on ends with
-the weights of one that was not.
+whatever rows, micro-batches or processes the samples fall into; with `guidance`, plus that weight
+times what attention missed of its places (`finetune.guide`), over their number. Everything that a
+step does follows from its number, the seed and the weights, so a run that was killed and goes on
+ends with the weights of one that was not.
 """
 
 import json
@@ -27,6 +28,7 @@ from finetune.balancing import Balancer
 from finetune.batches import Batches, Step, num_steps
 from finetune.data import BadRow, Dataset, Origin
 from finetune.evaluation import Evaluation, choose_samples, evaluate
+from finetune.guide import ReadingGuide, find_places
 from finetune.log import MetricsLog
 from finetune.saving import save_result
 from finetune.settings import FinetuneSettings
@@ -157,6 +159,7 @@ def finetune(
         model.gradient_checkpointing_enable()
     trained = trained_parameters(wrapped)
     balancer = Balancer(model, settings.balance_rate)
+    guide = ReadingGuide(model) if settings.guidance else None
     optimizer = build_optimizer(trained, settings)
     # Before the model is prepared, whose parameters may move.
     tensors = {**trained, **balancer.biases}
@@ -185,7 +188,7 @@ def finetune(
         torch.manual_seed(_seed_of(settings, progress.step, accelerator.process_index))
         prepared.train()
         with balancer:
-            loss, norm, counts = train_step(accelerator, prepared, optimizer, step, settings)
+            loss, norm, counts = train_step(accelerator, prepared, optimizer, step, settings, guide)
         progress.step += 1
         _note_bad(progress, step, settings, dataset, out, accelerator)
         seconds = time.perf_counter() - started
@@ -197,6 +200,7 @@ def finetune(
             "grad_norm": norm,
             "tokens": counts["tokens"],
             "target_tokens": counts["targets"],
+            **({"missed": counts["missed"]} if guide is not None else {}),
             "seconds": round(seconds, 4),
             "target_tokens_per_s": round(counts["targets"] / seconds, 2),
             "peak_mib": round(_peak_mib()),
@@ -217,6 +221,8 @@ def finetune(
             break
         started = time.perf_counter()
 
+    if guide is not None:
+        guide.close()
     model.eval()
     after = judge.measure() if judge is not None and is_main else None
     if after is not None and progress.best is not None and progress.best > after.figure:
@@ -260,7 +266,8 @@ def train_step(
     optimizer: Any,
     step: Step,
     settings: FinetuneSettings,
-) -> tuple[float | None, float, dict[str, int]]:
+    guide: ReadingGuide | None = None,
+) -> tuple[float | None, float, dict[str, Any]]:
     """Update the weights once; a step without a single good row changes nothing.
 
     Args:
@@ -269,34 +276,49 @@ def train_step(
         optimizer: Likewise.
         step: Rows of this process.
         settings: Of the run.
+        guide: Watches the model, where attention is guided.
 
     Returns:
-        The loss (None where no row is good) and the norm of the gradients over all processes, and
-        how many tokens and target tokens there were.
+        The loss (None where no row is good) and the norm of the gradients over all processes, how
+        many tokens and target tokens there were, and what attention missed, a mean over the places
+        that are known (None where none is).
     """
-    counts = torch.tensor([step.num_tokens, step.num_targets], device=accelerator.device)
-    tokens, targets = accelerator.reduce(counts, "sum").tolist()
+    counts = torch.tensor(
+        [step.num_tokens, step.num_targets, step.num_marks], device=accelerator.device
+    )
+    tokens, targets, marks = accelerator.reduce(counts, "sum").tolist()
+    found: dict[str, Any] = {"tokens": tokens, "targets": targets, "missed": None}
     if not targets:
-        return None, 0.0, {"tokens": tokens, "targets": targets}
+        return None, 0.0, found
     # Processes average their gradients, and each divides by the targets of all of them.
     share = accelerator.num_processes / targets
+    guided = settings.guidance * accelerator.num_processes / max(marks, 1)
     optimizer.zero_grad()
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss, missed
     rows = step.rows or [_idle_row()]
     for number, row in enumerate(rows):
         waits = number + 1 < len(rows)
         with accelerator.no_sync(model) if waits else nullcontext():
             summed = model(**row.to(accelerator.device), num_items_in_batch=1).loss
             weight = share if step.rows else 0.0
-            accelerator.backward(summed * weight)
-        total += summed.detach().double() if step.rows else 0.0
+            loss = summed * weight
+            places = find_places(row) if guide is not None else None
+            if guide is not None and places is not None:
+                with accelerator.autocast():
+                    missed = guide.loss(places)
+                loss = loss + guided * missed
+                totals[1] += missed.detach().double()
+            accelerator.backward(loss)
+        totals[0] += summed.detach().double() if step.rows else 0.0
     norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
-    loss = accelerator.reduce(total, "sum").item() / targets
+    summed_loss, summed_missed = accelerator.reduce(totals, "sum").tolist()
+    if guide is not None and marks:
+        found["missed"] = summed_missed / marks
     return (
-        loss,
+        summed_loss / targets,
         float(norm) if norm is not None else float("nan"),
-        {"tokens": tokens, "targets": targets},
+        found,
     )
 
 

@@ -38,6 +38,8 @@ class FinetuneSettings:
         train_router: Whether presets that train experts whole also change their routers.
         balance_rate: Step by which the routers' correction biases are nudged towards equal load
             after every step (loss-free balancing, arXiv 2408.15664); 0 leaves them.
+        guidance: Weight of the loss of where attention reads (`finetune.guide`), for rows that say
+            what their pictures show; 0 leaves it out.
         mixed_precision: accelerate's: no, bf16 or fp16.
         gradient_checkpointing: Recompute decoder layers in the backward pass to save memory.
         reduction: Reduction specs by modality, such as ``video=evs(0.5)``, for all samples that
@@ -76,6 +78,7 @@ class FinetuneSettings:
     lora_dropout: float = 0.0
     train_router: bool = False
     balance_rate: float = 0.0
+    guidance: float = 0.0
     mixed_precision: Precision = "no"
     gradient_checkpointing: bool = False
     reduction: Mapping[str, str] = field(default_factory=dict)
@@ -201,6 +204,10 @@ def _checks(s: FinetuneSettings) -> dict[str, tuple[bool, str]]:
         "warmup_steps": (s.warmup_steps >= 0, "0 or more"),
         "decay_share": (0 < s.decay_share <= 1, "a share above 0, at most 1"),
         "max_grad_norm": (s.max_grad_norm > 0, "a number above 0"),
+        "guidance": (
+            s.guidance >= 0 and not (s.guidance and s.gradient_checkpointing),
+            "0 or more, and 0 with gradient_checkpointing, which runs layers twice",
+        ),
         "lora_rank": (s.lora_rank >= 1, "at least 1"),
         "lora_dropout": (0 <= s.lora_dropout < 1, "a share from 0 to below 1"),
         "eval_share": (0 <= s.eval_share < 1, "a share from 0 to below 1"),

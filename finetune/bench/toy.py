@@ -285,7 +285,7 @@ def _answer_loss(
         [item] = row.media
         item = replace(item, facts={**item.facts, "puzzle": puzzle})  # packing keeps it
         rows.append(replace(row, media=[item]))
-    packed, _ = pack_rows(rows, processor.ids.pad)
+    packed = pack_rows(rows, processor.ids.pad)
     encoded = model.encode(packed.media)
     embeddings, _ = model.place(packed.input_ids, packed.media, encoded, packed.attention_mask)
     out = model(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finetune.data.options import merge_options
 from finetune.data.sample import MediaRef, Sample
+from finetune.data.shown import mark_shown
 from finetune.data.tags import TAG
 from finetune.data.webdataset import TarMember
 from omni import MediaOptions, OmniInputs, OmniProcessor
@@ -52,7 +53,8 @@ def encode_sample(
     inputs = processor.from_text(text, media, options=options, with_labels=True)
     assert inputs.labels is not None
     labels = keep_turns(inputs.labels, sample.learned, processor.ids.turn_end)
-    return replace(inputs, labels=labels)
+    answer = str(sample.messages[-1]["content"])
+    return mark_shown(replace(inputs, labels=labels), sample.shown, answer, processor.tokenizer)
 
 
 def encode_prompt(

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.data import options, shown
 from finetune.data.media import LIST_KEYS, MediaFolder, place_media
 from finetune.data.messages import Spelling, Turn, read_tools, read_turns
-from finetune.data.options import KEY, read_options
 from finetune.data.sample import Origin, RowError, Sample
 
 REFUSED = {
@@ -42,7 +42,7 @@ class Layout:
     def rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row under standard names; a listed column that it lacks is empty."""
         renamed = {what: row[name] for what, name in self.columns.items() if name in row}
-        return renamed | {key: row[key] for key in (KEY, *REFUSED) if key in row}
+        return renamed | {key: row[key] for key in (options.KEY, shown.KEY, *REFUSED) if key in row}
 
 
 def read_row(
@@ -79,7 +79,8 @@ def read_row(
         media=tuple(media),
         learned=tuple(learned),
         tools=tools,
-        options=read_options(row),
+        options=options.read_options(row),
+        shown=shown.read_shown(row),
         origin=origin,
     )
 

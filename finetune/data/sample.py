@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from omni.errors import RequestError
 from omni.prompt import MediaKind
@@ -70,6 +70,17 @@ class MediaRef:
     kind: MediaKind | None
 
 
+class Shown(NamedTuple):
+    """A picture shows a stretch of the last answer, its letters evenly spread."""
+
+    medium: int
+    """Which of the row's pictures, counted from 0 through all media."""
+    text: str
+    left: float
+    """Share of the width at which it starts."""
+    right: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One conversation to learn from.
@@ -83,6 +94,7 @@ class Sample:
         learned: For each assistant turn, in order, whether its words count in the loss.
         tools: Function declarations.
         options: The fields of `omni.MediaOptions` that the row sets.
+        shown: Which pictures show what of the last answer, in its order.
         origin: Where the row stands.
     """
 
@@ -91,4 +103,5 @@ class Sample:
     learned: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    shown: tuple[Shown, ...] = ()
     origin: Origin

@@ -24,7 +24,7 @@ from torch import Tensor
 from finetune.tiny import questions
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, load_clips
 from finetune.tiny.audio_pool import log_mel
-from finetune.tiny.evaluate import ABILITIES, Case, Other, summarise
+from finetune.tiny.evaluate import ABILITIES, Case, OtherScore, summarise
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.errors import RequestError
@@ -65,14 +65,14 @@ def baselines() -> list[Baseline]:
         else "pocketsphinx (pip install 'omni-toolkit[baselines]')"
     )
     return [
-        Baseline("best constant answer", asked, answer_alike),
+        Baseline("best constant answer", asked, answer_constantly),
         Baseline("nearest example", ("object", "handwritten", *SPOKEN), answer_by_nearest),
         Baseline("tesseract", READ, read_with_tesseract, tesseract),
         Baseline("pocketsphinx", SPOKEN, hear_with_pocketsphinx, sphinx),
     ]
 
 
-def measure(cases: dict[str, list[Case]], data: Path) -> Iterator[tuple[str, Other]]:
+def measure(cases: dict[str, list[Case]], data: Path) -> Iterator[tuple[str, OtherScore]]:
     """Ask the baselines what the model was asked.
 
     Args:
@@ -93,10 +93,10 @@ def measure(cases: dict[str, list[Case]], data: Path) -> Iterator[tuple[str, Oth
                 for case, answer in zip(asked, answers, strict=True)
             ]
             score = summarise(ability, values, asked, [])
-            yield ability, Other(baseline.name, score.mean, score.low, score.high)
+            yield ability, OtherScore(baseline.name, score.mean, score.low, score.high)
 
 
-def answer_alike(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
+def answer_constantly(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
     """Give every question the one of the true answers that is right most often."""
     answers = sorted({case.turns[-1].answer for case in cases})
     best = max(answers, key=lambda said: sum(score_answer(case.turns[-1], said) for case in cases))
@@ -116,14 +116,17 @@ def read_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list
     """Read strips with tesseract and its English data (https://github.com/tesseract-ocr).
 
     Raises:
-        RequestError: It fails, as without its data (tesseract-ocr-eng).
+        RequestError: It fails, as without its data (tesseract-ocr-eng), or hangs.
     """
     command = ["tesseract", "stdin", "stdout", "--psm", TESSERACT[ability], "-l", "eng"]
     answers = []
     for case in cases:
-        found = subprocess.run(
-            command, input=case.sources[0], capture_output=True, timeout=TIMEOUT_S, check=False
-        )
+        try:
+            found = subprocess.run(
+                command, input=case.sources[0], capture_output=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RequestError(f"tesseract did not read a strip in {TIMEOUT_S} s.") from error
         if found.returncode:
             raise RequestError(f"tesseract failed: {found.stderr.decode('utf-8', 'replace')}")
         lines = found.stdout.decode("utf-8", "replace").splitlines()

@@ -89,7 +89,7 @@ class Case(NamedTuple):
 Failure = tuple[str, str, str, int]
 
 
-class Other(NamedTuple):
+class OtherScore(NamedTuple):
     """What somebody else scores on the same questions, with a 95 % interval."""
 
     name: str
@@ -118,7 +118,7 @@ class Score:
     low: float
     high: float
     failures: list[Failure] = field(default_factory=list)
-    others: list[Other] = field(default_factory=list)
+    others: list[OtherScore] = field(default_factory=list)
 
     @property
     def holds(self) -> bool | None:

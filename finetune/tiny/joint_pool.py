@@ -8,14 +8,16 @@ that a tower would be given are replaced by what it gave (`Window.is_hidden`).
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
-from finetune.tiny.guide import Places, Sample, find_places
+from finetune.guide import Places, find_places, mark
 from finetune.tiny.subjects import SHARES, Subject, Subjects
 from finetune.tiny.tokenizer import encode_characters
 from finetune.tiny.turns import Turn, chat, pair_turn, reading_turn, text_turn, turns_about
@@ -28,13 +30,13 @@ from omni.processor import OmniProcessor
 from omni.settings import ProcessorSettings
 from omni.towers import batch_key, run_tower
 
-TWO_WORDS_SHARE = 0.4  # of the pairs: two recordings, one of which says what is asked for
+TWO_WORDS_SHARE = 0.6  # of the pairs: two recordings, one of which says what is asked for
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
-TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.05, 0.01, 0.7
+TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.04, 0.11, 0.01, 0.7
 # Of the pictures with print: several are read one after the other, and how many at most.
-SEVERAL_SHARE = {"band": 0.2, "line": 0.4}
-MOST_PICTURES = {"band": 5, "line": 10}
+SEVERAL_SHARE = {"band": 0.2, "line": 0.6}
+MOST_PICTURES = {"band": 5, "line": 14}
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 
@@ -187,7 +189,7 @@ class Pool:
                 self.held[task] += encode_subjects(self.towers, self.processor.settings, drawn)
                 self.num_drawn += len(drawn)
 
-    def sample(self) -> Sample:
+    def sample(self) -> OmniInputs:
         """Make one conversation about subjects of the pool, or about none."""
         rng = self.rng
         kind = rng.random()
@@ -212,9 +214,8 @@ class Pool:
 
     def batch(self, size: int) -> tuple[OmniInputs, Places | None]:
         """Make `size` samples, packed into rows of about `ROW_TOKENS`, and where to read them."""
-        samples = [self.sample() for _ in range(size)]
-        inputs, offsets = pack_rows([sample.inputs for sample in samples], self.processor.ids.pad)
-        return inputs, find_places(samples, offsets, inputs.input_ids.shape[1])
+        inputs = pack_rows([self.sample() for _ in range(size)], self.processor.ids.pad)
+        return inputs, find_places(inputs)
 
     def _tasks(self, count: int) -> list[str]:
         chances = np.fromiter(self.shares.values(), float)
@@ -225,16 +226,37 @@ class Pool:
     def _held(self, task: str) -> Encoded:
         return self.held[task][int(self.rng.integers(len(self.held[task])))]
 
-    def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> Sample:
+    def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> OmniInputs:
         options = MediaOptions(reduction={"video": random_reduction(self.rng)})
         messages = chat(media, turns, answered=True)
         inputs = self.processor(messages, options=options, with_labels=True)
         if turns[-1].task != "line":
-            return Sample(inputs, None)
+            return inputs
         inputs = spell_answer(inputs, turns[-1].answer, self.processor.tokenizer)
-        lines = [encoded.subject.edges for encoded in media]
-        known = [edges for edges in lines if edges is not None]
-        return Sample(inputs, known if len(known) == len(lines) else None)
+        return mark_lines(inputs, [encoded.subject.edges for encoded in media])
+
+
+def mark_lines(
+    inputs: OmniInputs, lines: Sequence[Float[np.ndarray, " characters+1"] | None]
+) -> OmniInputs:
+    """Note where the characters of a spelled answer stand.
+
+    Args:
+        inputs: One row; the answer has a line a picture.
+        lines: Of each picture the shares of its width between the characters. If those of one are
+            not known, nothing is noted; nor if a character is of several tokens.
+    """
+    assert inputs.labels is not None
+    positions = torch.nonzero(inputs.labels[0] != IGNORE_INDEX).flatten().tolist()
+    known = [edges for edges in lines if edges is not None]
+    if len(known) < len(lines) or len(positions) != sum(map(len, known)):
+        return inputs  # a line's end, or the answer's, is the one label more than characters
+    shown, first = [], 0
+    for number, edges in enumerate(known):
+        for i, span in enumerate(pairwise(edges.tolist())):
+            shown.append((positions[first + i], number, span))
+        first += len(edges)
+    return mark(inputs, shown)
 
 
 def random_reduction(rng: Generator) -> str:
@@ -244,21 +266,15 @@ def random_reduction(rng: Generator) -> str:
     return f"evs({rng.uniform(0.05, MAX_EVS_RATE):.2f})"
 
 
-def pack_rows(
-    samples: Sequence[OmniInputs], pad_token_id: int
-) -> tuple[OmniInputs, list[tuple[int, int]]]:
+def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:
     """Pack samples into rows of up to `ROW_TOKENS`, longest first, and pad the rows.
 
     Args:
         samples: One row each.
         pad_token_id: Fills the end of short rows.
-
-    Returns:
-        The rows, and of each sample its row and first column.
     """
     rows: list[list[OmniInputs]] = []
     room: list[int] = []
-    offsets = [(0, 0)] * len(samples)
     for index in sorted(range(len(samples)), key=lambda i: -samples[i].num_tokens):
         length = samples[index].num_tokens
         row = next((i for i, left in enumerate(room) if left >= length), None)
@@ -266,11 +282,10 @@ def pack_rows(
             rows.append([])
             room.append(max(ROW_TOKENS, length))
             row = len(rows) - 1
-        offsets[index] = row, sum(sample.num_tokens for sample in rows[row])
         rows[row].append(samples[index])
         room[row] -= length
     packed = [pack(row) for row in rows]
-    return collate(packed, pad_token_id=pad_token_id, padding_side="right"), offsets
+    return collate(packed, pad_token_id=pad_token_id, padding_side="right")
 
 
 class PoolBatches(torch.utils.data.IterableDataset[Batch]):

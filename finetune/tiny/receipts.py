@@ -21,11 +21,13 @@ from PIL import Image
 from encoders.vision.preprocessing import choose_image_grid
 from finetune.tiny.fonts import Split
 from finetune.tiny.printed import CHARACTERS, MAX_CHARACTERS
+from finetune.tiny.text_rows import cut_text_rows, words_of_pieces
 
 VALIDATION_SHARE = 0.1
 RESERVED_FIELDS = ("company", "address")
 RESERVED_SHARE = 0.36  # of a page, from the top: company and address of 99 % of the receipts
 MIN_PIXELS = 8  # lines with a shorter side are marks, not text
+MOST_LETTERS = 18  # of a piece of a row
 
 
 class Crop(NamedTuple):
@@ -92,6 +94,31 @@ def receipt_lines(data: Path, split: Split) -> tuple[Crop, ...]:
             is_drawn = right - left >= MIN_PIXELS and bottom - top >= MIN_PIXELS
             if readable and is_drawn and not is_reserved(line.text, page.reserved):
                 crops.append(line)
+    return tuple(crops)
+
+
+@cache
+def receipt_pieces(data: Path, split: Split) -> tuple[Crop, ...]:
+    """Return some words at a time of the rows of receipts, below company and address.
+
+    Rows are found and cut as users' pages are (`finetune.tiny.text_rows`); pieces whose words are
+    not sure stay out.
+
+    Args:
+        data: As `receipt_pages`.
+        split: As `receipt_pages`.
+    """
+    crops = []
+    for page in receipt_pages(data, split):
+        for row in cut_text_rows(page.image):
+            text = text_between(page.lines, row.top, row.bottom)
+            if row.top < page.reserved_until or "\n" in text:
+                continue
+            widths = [right - left for left, _, right, _ in row.boxes]
+            words = words_of_pieces(text, widths)
+            for box, said in zip(row.boxes if words else (), words, strict=True):
+                if 0 < len(said) <= MOST_LETTERS and set(said) <= set(CHARACTERS):
+                    crops.append(Crop(page.image, box, said))
     return tuple(crops)
 
 

@@ -34,8 +34,9 @@ from finetune.tiny.bands import MAX_LETTERS, cut_band, render_band
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
-from finetune.tiny.receipts import cut, receipt_lines, receipt_pages
+from finetune.tiny.receipts import cut, receipt_lines, receipt_pages, receipt_pieces
 from finetune.tiny.scenes import random_events, random_scene
+from finetune.tiny.text_rows import ENLARGED, SIDE_MARGIN
 from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.media import Audio, Image, Video, load_media
@@ -55,7 +56,8 @@ SHARES = {
     "scene": 0.06,
     "events": 0.05,
 }
-RECEIPT_SHARE = 0.35  # of the printed lines in training
+# Of the printed lines in training, those of receipts: short lines, and pieces of rows.
+RECEIPT_SHARE, PIECE_SHARE = 0.25, 0.35
 BAND_RECEIPT_SHARE = 0.5  # of the bands, also of those held out
 
 
@@ -128,10 +130,13 @@ class Subjects:
 
     def line(self, rng: Generator) -> Subject:
         """Draw a printed line, in the fonts of the split; in training often one of a receipt."""
-        if self.is_training and rng.random() < RECEIPT_SHARE:
+        kind = rng.random() if self.is_training else 1.0
+        if kind < RECEIPT_SHARE:
             return self.receipt_line(
                 int(rng.integers(len(receipt_lines(self.data, self.split)))), rng
             )
+        if kind < RECEIPT_SHARE + PIECE_SHARE:
+            return self.receipt_piece(rng)
         line = render_line(rng, find_fonts(self.split))
         edges = line.edges / line.image.shape[1]
         return _picture("line", line.image, {"label": line.text})._replace(edges=edges)
@@ -141,6 +146,17 @@ class Subjects:
         crop = receipt_lines(self.data, self.split)[index]
         edges = np.linspace(0, 1, len(crop.text) + 1)  # nearly: receipts are often typewritten
         return _picture("line", cut(crop, rng), {"label": crop.text})._replace(edges=edges)
+
+    def receipt_piece(self, rng: Generator) -> Subject:
+        """Cut some words out of a row of a receipt, and enlarge them as `text_rows` does."""
+        crops = receipt_pieces(self.data, self.split)
+        crop = crops[int(rng.integers(len(crops)))]
+        piece, scale = Picture.fromarray(cut(crop, rng)), ENLARGED * rng.uniform(0.7, 1.1)
+        size = max(1, round(scale * piece.width)), max(1, round(scale * piece.height))
+        pixels = np.asarray(piece.resize(size, Picture.Resampling.BICUBIC))
+        side = SIDE_MARGIN / (crop.box[2] - crop.box[0]) * (crop.box[3] - crop.box[1])
+        edges = np.linspace(min(side, 0.2), 1 - min(side, 0.2), len(crop.text) + 1)
+        return _picture("line", pixels, {"label": crop.text})._replace(edges=edges)
 
     def band(self, rng: Generator) -> Subject:
         """Draw a strip of a page with a long line or a few; often one of a receipt."""

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from finetune.guide import ReadingGuide
 from finetune.tiny.bands import MAX_LETTERS
 from finetune.tiny.export import load_tokenizer
-from finetune.tiny.guide import ReadingGuide
 from finetune.tiny.joint_pool import (
     Batch,
     Encoded,
@@ -74,7 +74,7 @@ class JointTraining:
         validation_items: Held-out subjects a task.
         shares: How often kinds of subjects are drawn, where that differs from `SHARES`; the others
             share the rest as they do there. A tower that has changed wants more of its kinds.
-        guidance: Weight of the loss of where attention reads; see `finetune.tiny.guide`.
+        guidance: Weight of the loss of where attention reads; see `finetune.guide`.
         band_letters: Most letters of a strip of print in training.
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
@@ -290,7 +290,7 @@ def train(
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             loss = model(**inputs).loss
-            missed = loss.new_zeros(()) if places is None else guide.loss(places)
+            missed = loss.new_zeros(()) if places is None else guide.loss(places) / len(places.rows)
         model.zero_grad()
         (loss + settings.guidance * missed).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)

@@ -41,7 +41,8 @@ def conversation(kind: str | None, name: str, number: int) -> dict:
         "messages": [
             {"role": "user", "content": question},
             {"role": "assistant", "content": f"Thing {number}."},
-        ]
+        ],
+        "shown": [{"medium": 0, "text": "Thing"}] if kind == "image" else [],
     }
 
 
@@ -74,12 +75,35 @@ def weights(out):
     return (out / "adapter_model.safetensors").read_bytes()
 
 
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(out):
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows(out)]
+
+
+def missed(out):
+    """What attention missed, in the steps that have rows with known places."""
+    return [row["missed"] for row in rows(out) if row.get("missed") is not None]
+
+
+def test_guided_attention_learns_where_the_answer_is_shown(data, tmp_path):
+    settings = replace(SETTINGS, preset="full", guidance=3.0, max_steps=24, learning_rate=1e-2)
+    run(data, tmp_path / "guided", settings)
+    run(data, tmp_path / "alone", replace(settings, guidance=1e-9))
+    guided, alone = (missed(tmp_path / name) for name in ("guided", "alone"))
+    assert guided[0] == pytest.approx(alone[0], rel=1e-5)
+    assert guided[-1] < 0.8 * alone[-1]
+
+
+def test_guidance_and_gradient_checkpointing_do_not_mix():
+    with pytest.raises(RequestError, match="0 with gradient_checkpointing"):
+        replace(SETTINGS, guidance=0.1, gradient_checkpointing=True)
 
 
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(data, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, lora_dropout=0.2, balance_rate=0.01)
+    settings = replace(SETTINGS, lora_dropout=0.2, balance_rate=0.01, guidance=0.5)
     run(data, tmp_path / "whole", settings)
 
     class Killed(Exception):
@@ -103,9 +127,13 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(data, tmp_pat
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-def test_packed_rows_learn_what_separate_rows_learn(data, tmp_path):
-    run(data, tmp_path / "packed")
-    run(data, tmp_path / "separate", replace(SETTINGS, packing=False))
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_packed_rows_learn_what_separate_rows_learn(data, tmp_path, guidance):
+    settings = replace(SETTINGS, guidance=guidance)
+    run(data, tmp_path / "packed", settings)
+    run(data, tmp_path / "separate", replace(settings, packing=False))
+    assert ("missed" in rows(tmp_path / "packed")[0]) == bool(guidance)
+    assert missed(tmp_path / "packed") == pytest.approx(missed(tmp_path / "separate"), rel=1e-4)
     assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "separate"), rel=1e-4)
     packed = load_file(tmp_path / "packed" / "adapter_model.safetensors")
     separate = load_file(tmp_path / "separate" / "adapter_model.safetensors")

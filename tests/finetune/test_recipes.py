@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from finetune.cli_run import explain
 from finetune.data import open_dataset
 from finetune.loop import finetune
 from finetune.recipes import FOLDER, load_recipe, recipe_names
-from finetune.recipes.prepare import CUTS, prepare
+from finetune.recipes.prepare import prepare
+from finetune.recipes.receipts import QUESTION, READING
 from finetune.tiny.receipts import is_held_out
 from omni.errors import RequestError
 from tests.support import tiny_omni
@@ -40,8 +42,8 @@ def sources(tmp_path_factory):
         Image.fromarray(page).save(folder / f"sroie/images/{i}.png")
         key = {"company": f"SHOP {i // 2}", "address": f"{i} HIGH STREET"}
         lines = [
-            {"box": [5, 80, 90, 100], "text": "SECOND"},
-            {"box": [5, 4, 90, 20], "text": "1ST"},
+            {"box": [5, 80, 90, 100], "text": key["address"]},
+            {"box": [5, 4, 90, 20], "text": key["company"]},
         ]
         receipts.append({"id": str(i), "file": f"images/{i}.png", "key": key, "lines": lines})
         path = f"audio/{i}.wav"
@@ -55,9 +57,10 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(sources, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
-    prepare("receipts", sources / "sroie", out / "receipts")
     prepare("words", sources / "words", out / "words")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.recipes.receipts.NUM_TRAINING", 200)
+        prepare("receipts", sources / "sroie", out / "receipts")
         patch.setattr("finetune.recipes.prepare.NUM_CLIPS", {"train": 4, "test": 2})
         prepare("clips", sources, out / "clips")
     return out
@@ -150,19 +153,24 @@ def test_a_shop_is_on_one_side_the_same_as_in_the_training_of_omni_tiny(prepared
         part: list(map(json.loads, (prepared / f"receipts/{part}.jsonl").read_text().splitlines()))
         for part in ("train", "test")
     }
-    for part, found in rows.items():
-        assert found
-        asked = [row for row in found if "company" in row["messages"][0]["content"]]
-        read = [row["messages"][1]["content"] for row in found if row not in asked]
-        receipts = len(asked) // (CUTS if part == "train" else 1)
-        assert read == (["1ST", "SECOND"] * receipts if part == "train" else [])
-        for row in asked:
-            company = json.loads(row["messages"][1]["content"])["company"]
-            assert is_held_out(company) == (part == "test")
-            assert row["messages"][0]["content"].count("<image>") == len(row["images"]) == 2
+    pictures = {
+        part: {name for row in found for name in row["images"]} for part, found in rows.items()
+    }
+    assert pictures["train"]
+    assert pictures["test"]
+    assert not pictures["train"] & pictures["test"]
+    for row in rows["test"]:
+        answer = json.loads(row["messages"][1]["content"])
+        assert is_held_out(answer["company"])
+        assert row["messages"][0]["content"].count("<image>") == len(row["images"]) == 2
+    kinds = Counter(row["messages"][0]["content"].split("\n")[-1] for row in rows["train"])
+    assert set(kinds) == {QUESTION, READING}
+    written = "\n".join(row["messages"][1]["content"] for row in rows["train"])
+    for shop in map("SHOP {}".format, range(10)):
+        assert (f'"{shop}"' in written) != is_held_out(shop)
 
 
-def test_branches_of_a_chain_that_is_held_out_are_not_trained_on(sources, tmp_path):
+def test_branches_of_a_chain_that_is_held_out_are_not_trained_on(sources, tmp_path, monkeypatch):
     rows = [json.loads(r) for r in (sources / "sroie/manifest.jsonl").read_text().splitlines()]
     held_out = next(
         n for n in map("MART {}".format, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") if is_held_out(n)
@@ -171,9 +179,10 @@ def test_branches_of_a_chain_that_is_held_out_are_not_trained_on(sources, tmp_pa
         n for n in (f"{held_out} ({i}) SDN. BHD." for i in range(99)) if not is_held_out(n)
     )
     for row, name in zip(rows, [held_out, branch, "OTHER SHOP"], strict=False):
-        row["key"]["company"] = name
+        row["key"]["company"] = row["lines"][1]["text"] = name
         row["file"] = str(sources / "sroie" / row["file"])
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows[:3])))
+    monkeypatch.setattr("finetune.recipes.receipts.NUM_TRAINING", 50)
     prepare("receipts", tmp_path, tmp_path / "out")
     text = {part: (tmp_path / f"out/{part}.jsonl").read_text() for part in ("train", "test")}
     assert held_out in text["test"]

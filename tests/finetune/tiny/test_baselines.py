@@ -11,8 +11,8 @@ from PIL import Image
 from finetune.tiny import baselines
 from finetune.tiny.audio_data import Clip
 from finetune.tiny.baselines import (
-    answer_alike,
     answer_by_nearest,
+    answer_constantly,
     hear_with_pocketsphinx,
     measure,
     read_with_tesseract,
@@ -36,7 +36,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 def test_the_constant_answer_is_the_most_frequent_one(tmp_path):
     cases = [case("colour", answer) for answer in ("Red.", "Blue.", "Red.")]
-    assert answer_alike("colour", cases, tmp_path) == ["Red."] * 3
+    assert answer_constantly("colour", cases, tmp_path) == ["Red."] * 3
     found = dict(measure({"colour": cases}, tmp_path))
     assert found["colour"].name == "best constant answer"
     assert found["colour"].mean == pytest.approx(2 / 3)
@@ -54,7 +54,7 @@ def test_the_nearest_example_names_what_is_like_it(tmp_path, monkeypatch):
 
 def test_the_constant_answer_is_judged_with_the_tolerance_of_the_task(tmp_path):
     times = ("At 0.5 seconds.", "At 0.5 seconds.", "At 1.0 seconds.", "At 1.5 seconds.")
-    found = answer_alike("when", [case("when", answer) for answer in times], tmp_path)
+    found = answer_constantly("when", [case("when", answer) for answer in times], tmp_path)
     assert found == ["At 1.0 seconds."] * 4  # within half a second of all
 
 

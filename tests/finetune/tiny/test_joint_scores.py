@@ -14,7 +14,7 @@ from finetune.tiny.card import percent_down, percent_up, score_rows
 from finetune.tiny.evaluate import (
     ABILITIES,
     Case,
-    Other,
+    OtherScore,
     as_file,
     as_json,
     bootstrap_error,
@@ -158,6 +158,6 @@ def test_mistakes_are_drawn_with_the_picture_that_was_asked_about(monkeypatch, t
 def test_what_others_score_stands_in_the_row():
     cases = [Case([], [Turn("still", "What?", "Red.")])]
     score = summarise("still", [1.0], cases, [])
-    score.others.append(Other("a rule", 0.25, 0.2, 0.3))
+    score.others.append(OtherScore("a rule", 0.25, 0.2, 0.3))
     [row] = score_rows(as_json([score], model="omni-tiny", seconds=1.0))[2:]
     assert row.endswith("| a rule 25 % (20-30) |")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.tiny.receipts import crops_by_grid, cut, receipt_lines
+from finetune.tiny.receipts import crops_by_grid, cut, receipt_lines, receipt_pieces
 from finetune.tiny.vision_data import MAX_PATCHES, MIN_PATCHES, image_grid, receipt_crops
 
 LINES = [
@@ -58,6 +58,26 @@ def test_a_crop_is_its_box_and_jitter_stays_inside_the_receipt(data: Path) -> No
         height, width = cut(crop, rng).shape[:2]
         assert 17 <= height <= 26
         assert 77 <= width <= 86
+
+
+def test_pieces_are_words_of_rows_below_company_and_address(tmp_path: Path) -> None:
+    (tmp_path / "sroie").mkdir()
+    rng = np.random.default_rng(0)
+    page = np.full((100, 200), 245, np.uint8)
+    for top, left, right in ((10, 20, 120), (60, 20, 80), (60, 120, 180)):
+        page[top : top + 16, left:right] = np.where(rng.random((16, right - left)) < 0.5, 30, 245)
+    Image.fromarray(page).save(tmp_path / "sroie" / "page.png")
+    lines = [
+        {"box": [20, 10, 120, 26], "text": "THE SHOP"},
+        {"box": [20, 60, 180, 76], "text": "TOTAL: 12.50"},
+    ]
+    key = {"company": "THE SHOP", "address": "7 HIGH STREET"}
+    row = {"file": "page.png", "key": key, "lines": lines}
+    (tmp_path / "sroie" / "manifest.jsonl").write_text(json.dumps(row))
+    first, second = receipt_pieces(tmp_path, "train")
+    assert (first.text, second.text) == ("TOTAL:", "12.50")
+    assert first.box[0] <= 20 < 80 <= first.box[2] <= second.box[0] <= 120 < 180 <= second.box[2]
+    assert first.box[1] > 40
 
 
 def test_crops_of_a_batch_share_the_grid_that_the_product_gives_their_boxes(data: Path) -> None:

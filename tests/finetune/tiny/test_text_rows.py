@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.recipes.text_rows import ENLARGED, LONGEST, cut_text_rows, find_text_rows
+from finetune.tiny.text_rows import ENLARGED, LONGEST, cut_text_rows, find_text_rows
 
 
 def printed(rows, width=300, height=400, seed=0):

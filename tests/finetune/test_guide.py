@@ -1,15 +1,19 @@
 """Places of characters: the right tokens of the right picture, and a loss that only they lower."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from finetune.tiny.guide import HEAD, ReadingGuide, Sample, find_places
-from finetune.tiny.joint_pool import pack_rows, spell_answer
+from finetune.guide import HEAD, ReadingGuide, count_marks, find_places
+from finetune.tiny.joint_pool import mark_lines, pack_rows, spell_answer
 from finetune.tiny.model_config import build_model, processor_settings
 from finetune.tiny.subjects import Subject
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.turns import chat, reading_turn
+from omni.errors import RequestError
+from omni.inputs import collate
 from omni.media import load_media
 from omni.processor import OmniProcessor
 
@@ -33,8 +37,8 @@ def read(model, lines):
     processor = OmniProcessor(TOKENIZER, model.config, processor_settings())
     turn = reading_turn(rng, subjects)
     inputs = processor(chat(pixels, [turn], answered=True), with_labels=True)
-    edges = [edges for _, edges in lines if edges is not None]
-    return Sample(spell_answer(inputs, turn.answer, TOKENIZER), edges or None)
+    inputs = spell_answer(inputs, turn.answer, TOKENIZER)
+    return mark_lines(inputs, [edges for _, edges in lines])
 
 
 def line(model, text, edges):
@@ -49,12 +53,12 @@ def packed(model):
         line(model, "a longer line", None),
         line(model, "xyz", np.asarray([0.5, 0.6, 0.7, 0.8])),
     ]
-    inputs, offsets = pack_rows([sample.inputs for sample in samples], 0)
-    return samples, offsets, inputs, find_places(samples, offsets, inputs.input_ids.shape[1])
+    inputs = pack_rows(samples, 0)
+    return inputs, find_places(inputs)
 
 
 def test_each_character_is_predicted_from_its_own_sample_and_shown_by_its_own_columns(packed):
-    _, _, inputs, places = packed
+    inputs, places = packed
     width = inputs.media[0].grid[2] // 2
     characters = [
         TOKENIZER.decode([int(inputs.labels[row, query + 1])])
@@ -80,8 +84,8 @@ def test_each_character_is_predicted_from_its_own_sample_and_shown_by_its_own_co
 def test_lines_of_several_pictures_are_each_shown_by_their_own_picture(model):
     edges = np.linspace(0, 1, 4)
     sample = read(model, [("abc", edges), ("def", edges)])
-    inputs, offsets = pack_rows([sample.inputs], 0)
-    places = find_places([sample], offsets, inputs.input_ids.shape[1])
+    inputs = pack_rows([sample], 0)
+    places = find_places(inputs)
     behind = (places.queries + 1).tolist()
     assert TOKENIZER.decode(inputs.labels[0, behind]) == "abcdef"
     assert behind[3] == behind[2] + 2  # the line's end is between them, and shown nowhere
@@ -91,25 +95,32 @@ def test_lines_of_several_pictures_are_each_shown_by_their_own_picture(model):
     assert torch.equal(places.previous[3], places.current[2])  # where reading goes on from
 
 
-def test_the_first_character_of_a_row_does_not_follow_the_last_of_another_row(packed):
-    samples, _, inputs, _ = packed
-    first, last = samples[0], samples[2]
-    end = first.inputs.num_tokens
-    behind = int((last.inputs.labels[0] != -100).nonzero()[0])
-    shift = int((first.inputs.labels[0] != -100).nonzero()[3]) + 1 - behind
-    places = find_places([first, last], [(0, 0), (1, shift)], end + inputs.input_ids.shape[1])
-    assert places.queries[4] == places.queries[3] + 1
-    assert torch.equal(places.previous[4], places.current[4])
+def test_the_first_character_of_a_row_does_not_follow_the_last_of_another_row(model):
+    edges = np.linspace(0, 1, 3)
+    apart = collate(
+        [line(model, "AB", edges), line(model, "CD", edges)], pad_token_id=0, padding_side="right"
+    )
+    places = find_places(apart)
+    assert places.rows.tolist() == [0, 0, 1, 1]
+    assert torch.equal(places.previous[2], places.current[2])
+    assert torch.equal(places.previous[3], places.current[2])
 
 
-def test_without_known_places_there_is_nothing_to_guide(packed):
-    samples, offsets, inputs, _ = packed
-    unknown = [sample._replace(edges=None) for sample in samples]
-    assert find_places(unknown, offsets, inputs.input_ids.shape[1]) is None
+def test_without_known_places_there_is_nothing_to_guide(model):
+    unknown = line(model, "AB", None)
+    assert find_places(unknown) is None
+    assert count_marks(unknown) == 0
+
+
+def test_a_picture_whose_tokens_were_reduced_cannot_be_marked(model):
+    sample = line(model, "AB", None)
+    sample.media[0] = replace(sample.media[0], num_tokens=3)
+    with pytest.raises(RequestError, match="with all of its 16 tokens"):
+        mark_lines(sample, [np.linspace(0, 1, 3)])
 
 
 def test_the_loss_is_what_attention_misses_and_training_lowers_it(model, packed):
-    _, _, inputs, places = packed
+    inputs, places = packed
     guide = ReadingGuide(model)
     model(**inputs)
     first, last = guide.mixers
@@ -121,7 +132,7 @@ def test_the_loss_is_what_attention_misses_and_training_lowers_it(model, packed)
             scores = keys[row, HEAD] @ queries[row, HEAD, query] / mixer.head_dim**0.5
             weights = scores.where(places.visible[n], torch.tensor(-torch.inf)).softmax(0)
             expected.append(-weights[right[n]].sum().log())
-    torch.testing.assert_close(guide.loss(places), torch.stack(expected).mean())
+    torch.testing.assert_close(guide.loss(places), 0.5 * torch.stack(expected).sum())
 
     optimizer = torch.optim.Adam(model.language_model.model.layers.parameters(), lr=1e-3)
     found = []

@@ -4,6 +4,7 @@ The oldest way of layout analysis (a horizontal projection profile: Nagy, Seth a
 1992), enough for upright scans of receipts: rows of print are runs of pixel rows with ink.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,12 +26,15 @@ ENLARGED = 2.0  # small print gets more patches
 LONGEST = 6.0  # times its height: a piece of about a dozen letters
 LETTER_GAP = 0.1  # of a row's height; wider ones are between words
 SPECK = 0.1  # of a row's height; a column with more ink than that has print
+NEAR = 0.06  # of a row's width: how far the end of a piece may be from the end of its words
 
 
 class TextRow(NamedTuple):
     """A row of print, enlarged and in pieces of some words each, and where it was."""
 
     pieces: list[Image.Image]
+    boxes: list[tuple[int, int, int, int]]
+    """Left, top, right, bottom of each piece on the page."""
     top: int
     bottom: int
 
@@ -60,23 +64,47 @@ def cut_text_rows(
             side, scale = side * rng.uniform(0.3, 1.5), scale * rng.uniform(0.8, 1.1)
             top, bottom = (round(y + rng.uniform(-0.08, 0.08) * height) for y in (top, bottom))
         top, bottom = max(0, top), min(len(page), bottom)
-        pieces = []
+        pieces, boxes = [], []
         for number, (left, right) in enumerate(spans):
             # No piece shows anything of the next word: half of the gap is the most there is.
             before = side if number == 0 else min(side, (left - spans[number - 1][1]) / 2)
             last = number + 1 == len(spans)
             after = side if last else min(side, (spans[number + 1][0] - right) / 2)
-            box = (
-                max(0, round(left - before)),
-                top,
-                min(page.shape[1], round(right + after)),
-                bottom,
-            )
-            piece = Image.fromarray(page).crop(box)
+            left, right = max(0, round(left - before)), min(page.shape[1], round(right + after))
+            boxes.append((left, top, right, bottom))
+            piece = Image.fromarray(page).crop(boxes[-1])
             size = max(1, round(scale * piece.width)), max(1, round(scale * piece.height))
             pieces.append(piece.resize(size, Image.Resampling.BICUBIC))
-        found.append(TextRow(pieces, top, bottom))
-    return found or [TextRow([Image.fromarray(page)], 0, len(page))]
+        found.append(TextRow(pieces, boxes, top, bottom))
+    whole = (0, 0, page.shape[1], len(page))
+    return found or [TextRow([Image.fromarray(page)], [whole], 0, len(page))]
+
+
+def words_of_pieces(text: str, widths: Sequence[int]) -> tuple[str, ...]:
+    """Share the words of a row out among its pieces, by width.
+
+    Args:
+        text: Of the row.
+        widths: Of the pieces, in pixels.
+
+    Returns:
+        The words of each piece; nothing where the end of a piece is not near the end of a word.
+    """
+    words = text.split()
+    if not words:
+        return ()
+    if len(widths) == 1:
+        return (text,)
+    if len(words) < len(widths):
+        return ()
+    ends = np.cumsum([len(word) + 1 for word in words]) / (len(" ".join(words)) + 1)
+    cuts = np.cumsum(widths)[:-1] / sum(widths)
+    nearest = [int(np.abs(ends - cut).argmin()) for cut in cuts]
+    bounds = [0, *(n + 1 for n in nearest), len(words)]
+    is_near = np.abs(ends[nearest] - cuts) < NEAR
+    if not is_near.all() or min(np.diff(bounds)) < 1:
+        return ()
+    return tuple(" ".join(words[a:b]) for a, b in pairwise(bounds))
 
 
 def find_text_rows(page: UInt8[np.ndarray, "height width"]) -> list[tuple[int, int]]:
