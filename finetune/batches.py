@@ -132,16 +132,19 @@ class Batches:
         row = self.dataset[index]
         if isinstance(row, BadRow):
             return row
-        inputs = ready(row, self.processor, self.options)
+        guided = self.settings.guidance > 0
+        inputs = ready(row, self.processor, self.options, guided=guided)
         if self.cache is None or isinstance(inputs, BadRow):
             return inputs
         return self.cache(inputs)
 
 
-def ready(sample: Sample, processor: OmniProcessor, options: MediaOptions) -> OmniInputs | BadRow:
-    """Open, decode and lay out one sample."""
+def ready(
+    sample: Sample, processor: OmniProcessor, options: MediaOptions, *, guided: bool = False
+) -> OmniInputs | BadRow:
+    """Open, decode and lay out one sample; `guided` notes what its pictures show."""
     try:
-        inputs = decode_media(encode_sample(sample, processor, options=options))
+        inputs = decode_media(encode_sample(sample, processor, options=options, guided=guided))
     except OmniError as error:
         return BadRow(origin=sample.origin, reason=str(error))
     if not num_targets(inputs):

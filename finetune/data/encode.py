@@ -30,7 +30,11 @@ DEFAULTS = MediaOptions()
 
 
 def encode_sample(
-    sample: Sample, processor: OmniProcessor, *, options: MediaOptions = DEFAULTS
+    sample: Sample,
+    processor: OmniProcessor,
+    *,
+    options: MediaOptions = DEFAULTS,
+    guided: bool = False,
 ) -> OmniInputs:
     """Build one training row.
 
@@ -39,6 +43,7 @@ def encode_sample(
         processor: Of the model; its ``settings.max_model_len`` is the longest sample (see
             `with_max_length`), its roots and network switch hold for the media.
         options: Sampling and reduction where the sample has none of its own.
+        guided: Also note what its pictures show, for `finetune.guide`.
 
     Returns:
         One row with labels: what the learned assistant turns say, end tokens included; -100
@@ -53,8 +58,11 @@ def encode_sample(
     inputs = processor.from_text(text, media, options=options, with_labels=True)
     assert inputs.labels is not None
     labels = keep_turns(inputs.labels, sample.learned, processor.ids.turn_end)
+    inputs = replace(inputs, labels=labels)
+    if not guided:
+        return inputs
     answer = str(sample.messages[-1]["content"])
-    return mark_shown(replace(inputs, labels=labels), sample.shown, answer, processor.tokenizer)
+    return mark_shown(inputs, sample.shown, answer, processor.tokenizer)
 
 
 def encode_prompt(

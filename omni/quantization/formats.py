@@ -103,7 +103,8 @@ def _quantize_block(
     for multiplier in tried:
         unit = (scale[:, None] * multiplier)[..., None]
         rounded = torch.mul(groups, 1 / unit).round_().clamp_(-8, 7).mul_(unit)
-        errors.append(rounded.sub_(groups).square_().sum(-1))
+        # In float64 the sum is exact, so that ties do not depend on its order.
+        errors.append(rounded.sub_(groups).square_().sum(-1, dtype=torch.float64))
     best = torch.stack(errors).argmin(0, keepdim=True)
     multiplier = torch.stack(tried).gather(0, best)[0]
     unit = (scale[:, None] * multiplier)[..., None]

@@ -64,7 +64,7 @@ def predicted(inputs, processor):
 
 
 def test_marks_are_at_the_tokens_that_say_what_is_shown(write, processor):
-    inputs = encode_sample(write((ANSWER, SHOWN))[0], processor)
+    inputs = encode_sample(write((ANSWER, SHOWN))[0], processor, guided=True)
     assert predicted(inputs, processor) == ["AB", "ABOSLO"]
     places = find_places(inputs)
     said = [int(inputs.input_ids[0, q + 1]) for q in places.queries]
@@ -83,7 +83,7 @@ def test_marks_are_at_the_tokens_that_say_what_is_shown(write, processor):
 
 def test_marks_move_with_their_sample(write, processor):
     data = write((ANSWER, SHOWN), ("no marks", []), (ANSWER, SHOWN[:1]))
-    samples = [encode_sample(sample, processor) for sample in data]
+    samples = [encode_sample(sample, processor, guided=True) for sample in data]
     alone = [find_places(sample) for sample in samples]
     for batching in ("pack", "bucket"):
         together = Collator(0, max_length=10_000, batching=batching)(samples)
@@ -128,4 +128,5 @@ def test_what_the_answer_does_not_hold_makes_a_bad_row(shown, write, processor):
     sample = write((ANSWER, shown))[0]
     assert not isinstance(sample, BadRow)
     with pytest.raises(RowError, match="expected texts of the last answer in its order"):
-        encode_sample(sample, processor)
+        encode_sample(sample, processor, guided=True)
+    assert not count_marks(encode_sample(sample, processor))
