@@ -77,7 +77,6 @@ def settings_for(steps: int, samples: int) -> Any:
         preset="lora-all",
         max_steps=steps,
         samples_per_step=samples,
-        max_length=2048,
         eval_share=0,
         save_steps=10**6,
         metric="none",
