@@ -124,7 +124,7 @@ def test_stop_ends_the_reading_of_a_long_file(visit, tmp_path):
     upload(other, "Document", MEDIA / "digit.png")
     other.page.locator("#document-ask").click()
     other.page.locator("#document-shown .shown").wait_for()
-    assert other.page.locator("#document-answer textarea").input_value() == "3"
+    assert "3" in other.page.locator("#document-answer textarea").input_value()
     waited = time.monotonic() - begin
     page.locator("#audio-ask").click()
     begin = time.monotonic()
