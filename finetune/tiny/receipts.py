@@ -102,7 +102,7 @@ def receipt_pieces(data: Path, split: Split) -> tuple[Crop, ...]:
     """Return some words at a time of the rows of receipts, below company and address.
 
     Rows are found and cut as users' pages are (`finetune.tiny.text_rows`); pieces whose words are
-    not sure stay out.
+    not sure stay out, and so do words of the name or address that are printed again further down.
 
     Args:
         data: As `receipt_pages`.
@@ -117,7 +117,8 @@ def receipt_pieces(data: Path, split: Split) -> tuple[Crop, ...]:
             widths = [right - left for left, _, right, _ in row.boxes]
             words = words_of_pieces(text, widths)
             for box, said in zip(row.boxes if words else (), words, strict=True):
-                if 0 < len(said) <= MOST_LETTERS and set(said) <= set(CHARACTERS):
+                readable = 0 < len(said) <= MOST_LETTERS and set(said) <= set(CHARACTERS)
+                if readable and not is_reserved(said.strip(" .,:"), page.reserved):
                     crops.append(Crop(page.image, box, said))
     return tuple(crops)
 

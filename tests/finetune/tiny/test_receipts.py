@@ -64,18 +64,20 @@ def test_pieces_are_words_of_rows_below_company_and_address(tmp_path: Path) -> N
     (tmp_path / "sroie").mkdir()
     rng = np.random.default_rng(0)
     page = np.full((100, 200), 245, np.uint8)
-    for top, left, right in ((10, 20, 120), (60, 20, 80), (60, 120, 180)):
+    printed = (10, 20, 120), (60, 20, 80), (60, 120, 180), (82, 20, 70), (82, 110, 180)
+    for top, left, right in printed:
         page[top : top + 16, left:right] = np.where(rng.random((16, right - left)) < 0.5, 30, 245)
     Image.fromarray(page).save(tmp_path / "sroie" / "page.png")
     lines = [
         {"box": [20, 10, 120, 26], "text": "THE SHOP"},
         {"box": [20, 60, 180, 76], "text": "TOTAL: 12.50"},
+        {"box": [20, 82, 180, 98], "text": "SHOP. THANKS"},  # a word of the name, again
     ]
     key = {"company": "THE SHOP", "address": "7 HIGH STREET"}
     row = {"file": "page.png", "key": key, "lines": lines}
     (tmp_path / "sroie" / "manifest.jsonl").write_text(json.dumps(row))
-    first, second = receipt_pieces(tmp_path, "train")
-    assert (first.text, second.text) == ("TOTAL:", "12.50")
+    first, second, third = receipt_pieces(tmp_path, "train")
+    assert (first.text, second.text, third.text) == ("TOTAL:", "12.50", "THANKS")
     assert first.box[0] <= 20 < 80 <= first.box[2] <= second.box[0] <= 120 < 180 <= second.box[2]
     assert first.box[1] > 40
 
