@@ -69,7 +69,7 @@ def judge(assistant: Assistant, cases: Sequence[Case]) -> np.ndarray:
         answers = assistant.chat_batch(
             [chat(case.sources, case.turns, answered=False) for case in batch],
             max_new_tokens=MAX_ANSWER_TOKENS,
-            reduction=batch[0].reduction or {},
+            **batch[0].options,
         )
         values += [score_answer(c.turns[-1], a) for c, a in zip(batch, answers, strict=True)]
     return np.asarray(values)
@@ -102,7 +102,7 @@ def tasks(options: argparse.Namespace) -> dict[str, Any]:
         before = judge(plain, asked)
         is_error = ABILITIES[ability].is_error
         lengths = np.asarray([len(case.turns[-1].answer) for case in asked], dtype=float)
-        weights = lengths if is_error else np.ones(len(asked))
+        weights = lengths if asked[0].turns[-1].task == "line" else np.ones(len(asked))
         mean = float((before * weights).sum() / weights.sum())
         rows[ability] = {"count": len(asked), "float32": round(100 * mean, 2)}
         for name, assistant in others.items():

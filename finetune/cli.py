@@ -251,14 +251,13 @@ def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
         table.add_column(column, justify="left" if column in ("ability", "others") else "right")
     for score in scores:
         ability = ABILITIES[score.ability]
-        sign = "<=" if ability.is_error else ">="
         verdict = {True: "[green]ok[/green]", False: "[red]below[/red]", None: ""}[score.holds]
         table.add_row(
             ability.name,
             str(score.count),
             f"{100 * score.mean:.1f} %",
             f"{100 * score.low:.1f} - {100 * score.high:.1f} %",
-            "" if ability.floor is None else f"{sign} {100 * ability.floor:.0f} %",
+            score.goal,
             verdict,
             *(["\n".join(_said(other) for other in score.others)] if "others" in columns else []),
         )

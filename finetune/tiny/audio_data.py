@@ -122,12 +122,22 @@ def augment(
     Returns:
         The new waveform, shape (samples,), float32, within [-1, 1].
     """
+    return record(rng, _place(rng, speak(rng, waveform), int(max_seconds * SAMPLE_RATE)), noises)
+
+
+def speak(rng: np.random.Generator, waveform: Waveform) -> Waveform:
+    """Say the same word otherwise, in another room: steps 1 to 3 of `augment`."""
     if rng.random() < 0.75:
         waveform = trim(waveform, rng.uniform(-40, -24), margin=int(rng.integers(5)))
     speed = 1.3 ** rng.uniform(-1, 1)
     waveform = soxr.resample(waveform, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
-    waveform = _filter(rng, waveform)
-    waveform = _place(rng, waveform, int(max_seconds * SAMPLE_RATE))
+    return _filter(rng, waveform)
+
+
+def record(
+    rng: np.random.Generator, waveform: Waveform, noises: Sequence[Waveform] = ()
+) -> Waveform:
+    """Record what is said otherwise, every sound at its time: steps 5 and 6 of `augment`."""
     if rng.random() < 0.7:
         noise = background(rng, len(waveform), noises)
         loudness = _rms(waveform) * 10 ** (-rng.uniform(5, 40) / 20)
@@ -235,23 +245,44 @@ def draw_words(
     Yields:
         One clip at a time.
     """
+    shelf = sort_words(clips, weights)
+    while True:
+        yield draw_word(rng, shelf)
+
+
+class WordShelf(NamedTuple):
+    """Recordings of words, sorted so that one can be drawn as `draw_words` says."""
+
+    sources: list[str]
+    shares: npt.NDArray[np.float64]
+    takes: dict[str, dict[str, list[Waveform]]]
+    """By source and label."""
+    odds: dict[str, npt.NDArray[np.float64]]
+    """Of each source's labels."""
+
+
+def sort_words(clips: Sequence[Clip], weights: dict[str, float]) -> WordShelf:
+    """Sort clips to draw from; the arguments are those of `draw_words`."""
     clips = [clip for clip in clips if clip.label != SILENCE]
     sources = [s for s in weights if any(c.source == s for c in clips)]
     shares = np.array([weights[s] for s in sources])
-    shares = shares / shares.sum()
-    groups = {}
+    all_takes, all_odds = {}, {}
     for source in sources:
         takes = group_by_label([c for c in clips if c.source == source])
         odds = np.array([len(t) ** 0.5 for t in takes.values()])
         digits = np.array([label in DIGITS for label in takes])
         for group, share in ((digits, _DIGIT_SHARE), (~digits, 1 - _DIGIT_SHARE)):
             odds[group] *= share / max(odds[group].sum(), 1e-9)
-        groups[source] = (takes, list(takes), odds / odds.sum())
-    while True:
-        source = sources[rng.choice(len(sources), p=shares)]
-        takes, labels, odds = groups[source]
-        label = labels[rng.choice(len(labels), p=odds)]
-        yield Clip(takes[label][rng.integers(len(takes[label]))], label, source)
+        all_takes[source], all_odds[source] = takes, odds / odds.sum()
+    return WordShelf(sources, shares / shares.sum(), all_takes, all_odds)
+
+
+def draw_word(rng: np.random.Generator, shelf: WordShelf) -> Clip:
+    """Draw one recording of a word."""
+    source = shelf.sources[rng.choice(len(shelf.sources), p=shelf.shares)]
+    takes = shelf.takes[source]
+    label = list(takes)[rng.choice(len(takes), p=shelf.odds[source])]
+    return Clip(takes[label][rng.integers(len(takes[label]))], label, source)
 
 
 def _filter(rng: np.random.Generator, waveform: Waveform) -> Waveform:

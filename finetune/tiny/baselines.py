@@ -55,7 +55,7 @@ class Baseline(NamedTuple):
 
 def baselines() -> list[Baseline]:
     """Return all baselines, also those whose program is missing."""
-    asked = tuple(a for a in ABILITIES if a not in NAMED and a not in READ)
+    asked = tuple(a for a, row in ABILITIES.items() if a not in NAMED and not row.is_error)
     tesseract = (
         None if shutil.which("tesseract") else "the program tesseract (apt install tesseract-ocr)"
     )

@@ -140,12 +140,11 @@ def score_rows(evaluation: dict[str, Any]) -> list[str]:
     ]
     for row in evaluation["abilities"]:
         cut = percent_up if row["is_error"] else percent_down
-        sign, floor = "<=" if row["is_error"] else ">=", row["floor"]
         verdict = {True: "yes", False: "**no**", None: ""}[row["holds"]]
         rows.append(
             f"| {row['name']} | {row['count']} | {cut(row['mean'])} % | "
             f"{percent_down(row['low'])} - {percent_up(row['high'])} % | "
-            f"{'' if floor is None else f'{sign} {100 * floor:.0f} %'} | {verdict} | "
+            f"{row['goal']} | {verdict} | "
             f"{'; '.join(other_score(other) for other in row['others'])} |"
         )
     return rows

@@ -6,9 +6,10 @@ wording of each question is drawn anew from the committed patterns, with a fixed
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,45 +38,81 @@ class Ability:
     Attributes:
         name: What is asked, in words.
         floor: What the checkpoint has to reach; None where nothing is promised.
+        below: In place of a floor: a plain row, and how far below it the score may be.
         is_error: The score is an error rate; lower is better and the floor is a ceiling.
     """
 
     name: str
     floor: float | None = None
+    below: tuple[str, float] | None = None
     is_error: bool = False
 
 
 ABILITIES = {
-    "digit": Ability(name="spoken digit, unseen speakers", floor=0.85),
+    "digit": Ability(name="spoken digit, unseen speakers", floor=0.95),
     "digit_commands": Ability(name="the same, from Speech Commands only"),
-    "word": Ability(name="35 spoken words, unseen speakers"),
+    "word": Ability(name="35 spoken words, unseen speakers", floor=0.82),
     "digits": Ability(name="2 to 4 spoken digits, all right"),
-    "object": Ability(name="main object of a photo, ten classes", floor=0.45),
-    "handwritten": Ability(name="handwritten digit", floor=0.93),
-    "line": Ability(name="printed line, unseen fonts (character error)", floor=0.25, is_error=True),
+    "object": Ability(name="main object of a photo, ten classes", floor=0.75),
+    "handwritten": Ability(name="handwritten digit", floor=0.97),
+    "line": Ability(name="printed line, unseen fonts (character error)", floor=0.04, is_error=True),
     "receipt_line": Ability(
-        name="line of a real receipt, unseen shops (character error)", is_error=True
+        name="line of a real receipt, unseen shops (character error)", floor=0.12, is_error=True
     ),
     "band": Ability(
         name="strip of a page: one to three long lines (character error)", is_error=True
     ),
-    "direction": Ability(name="clip: direction of the moving shape", floor=0.80),
-    "colour": Ability(name="clip: colour of the moving shape", floor=0.80),
+    "direction": Ability(name="clip: direction of the moving shape", floor=0.90),
+    "colour": Ability(name="clip: colour of the moving shape", floor=0.90),
     "shape": Ability(name="clip: kind of shape"),
-    "dialogue": Ability(name="clip: a second question, after the first was answered"),
-    "direction_evs": Ability(name="clip: direction, at evs(0.5)"),
-    "colour_evs": Ability(name="clip: colour, at evs(0.5)"),
-    "still": Ability(name="drawn picture: colour and shape"),
-    "count": Ability(name="drawn scene: how many"),
-    "position": Ability(name="drawn scene: what is at a side, where something is"),
-    "attribute": Ability(name="drawn scene: colour or shape of one of several"),
-    "order": Ability(name="clip: what comes first or last"),
-    "times": Ability(name="clip: how many times"),
-    "when": Ability(name="clip: when it appears, within 0.5 s"),
-    "which": Ability(name="which of two recordings says a word, unseen speakers"),
+    "dialogue": Ability(
+        name="clip: a second question, after the first was answered",
+        below=("dialogue_alone", 0.02),
+    ),
+    "dialogue_alone": Ability(name="clip: the same second question, asked alone"),
+    "direction_evs": Ability(name="clip: direction, at evs(0.5)", below=("direction", 0.03)),
+    "colour_evs": Ability(name="clip: colour, at evs(0.5)", below=("colour", 0.03)),
+    "still": Ability(name="drawn picture: colour and shape", floor=0.90),
+    "dialogue_still": Ability(
+        name="drawn picture: shape after colour, or colour after shape",
+        below=("dialogue_still_alone", 0.02),
+    ),
+    "dialogue_still_alone": Ability(name="drawn picture: the same second question, asked alone"),
+    "object_quarter": Ability(
+        name="object of a photo, at a quarter of the image tokens", below=("object", 0.03)
+    ),
+    "still_quarter": Ability(
+        name="drawn picture, at a quarter of the image tokens", below=("still", 0.03)
+    ),
+    "receipt_line_quarter": Ability(
+        name="line of a receipt, at a quarter of the image tokens (character error)",
+        below=("receipt_line", 0.03),
+        is_error=True,
+    ),
+    "count": Ability(name="drawn scene: how many", floor=0.90),
+    "position": Ability(name="drawn scene: what is at a side, where something is", floor=0.90),
+    "attribute": Ability(name="drawn scene: colour or shape of one of several", floor=0.90),
+    "order": Ability(name="clip: what comes first or last", floor=0.90),
+    "times": Ability(name="clip: how many times", floor=0.90),
+    "when": Ability(name="clip: when it appears, within 0.5 s", floor=0.90),
+    "sounded": Ability(name="clip with sound: which word goes with which shape", floor=0.80),
+    "which": Ability(name="which of two recordings says a word, unseen speakers", floor=0.85),
     "name": Ability(name="its own name and abilities", floor=0.90),
-    "out_of_scope": Ability(name="out of scope: says what it is and can do"),
+    "out_of_scope": Ability(name="out of scope: says what it is and can do", floor=0.90),
+    "refused": Ability(
+        name="questions of the rows above that are refused", floor=0.02, is_error=True
+    ),
 }
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+EVS: Mapping[str, Any] = {"reduction": {"video": "evs(0.5)"}}
+# The best of the reducers with a rate and without training; docs/token-reduction.md compares them.
+QUARTER: Mapping[str, Any] = {"reduction": {"image": "merge(0.75)"}}
+SOUND: Mapping[str, Any] = {"audio_in_video": True}
+# Rows from which the questions come that should not be refused: every kind of medium.
+IN_SCOPE = (
+    *("digit", "word", "digits", "which", "object", "handwritten", "line", "receipt_line", "still"),
+    *("count", "position", "direction", "colour", "order", "times", "when", "sounded"),
+)
 
 
 class Case(NamedTuple):
@@ -83,7 +120,8 @@ class Case(NamedTuple):
 
     sources: list[bytes]
     turns: list[Turn]
-    reduction: dict[str, str] | None = None
+    options: Mapping[str, Any] = NO_OPTIONS
+    """Of `Assistant.chat_batch`, such as `reduction`; the same for all cases of an ability."""
 
 
 Failure = tuple[str, str, str, int]
@@ -108,6 +146,7 @@ class Score:
         mean: Share that is right, or the character error.
         low: Lower end of the 95 % interval.
         high: Upper end.
+        floor: What it has to reach; that of a row below another follows from the other's mean.
         failures: Some wrong answers: question, true answer, answer, and the case's number.
         others: Baselines; see `finetune.tiny.baselines`.
     """
@@ -117,16 +156,33 @@ class Score:
     mean: float
     low: float
     high: float
+    floor: float | None = None
     failures: list[Failure] = field(default_factory=list)
     others: list[OtherScore] = field(default_factory=list)
 
     @property
     def holds(self) -> bool | None:
         """Whether the floor is reached; None if there is none."""
-        ability = ABILITIES[self.ability]
-        if ability.floor is None:
+        if self.floor is None:
             return None
-        return self.mean <= ability.floor if ability.is_error else self.mean >= ability.floor
+        reached = self.floor - self.mean if self.is_error else self.mean - self.floor
+        return reached >= -1e-9  # a plain row's mean less the tolerance is not exact
+
+    @property
+    def is_error(self) -> bool:
+        """Whether lower is better."""
+        return ABILITIES[self.ability].is_error
+
+    @property
+    def goal(self) -> str:
+        """The floor as it is printed; with the tolerance where it is that to a plain row."""
+        if self.floor is None:
+            return ""
+        below, sign = ABILITIES[self.ability].below, "<=" if self.is_error else ">="
+        if below is None:
+            return f"{sign} {100 * self.floor:.0f} %"
+        points = f"{'+' if self.is_error else '-'} {100 * below[1]:.0f}"
+        return f"{sign} {100 * self.floor:.1f} % (plain row {points})"
 
 
 def as_file(subject: Subject) -> bytes:
@@ -162,10 +218,10 @@ def make_cases(
         return np.random.default_rng([seed, *name.encode()])
 
     def about(
-        name: str, found: Iterator[Subject], wanted: str, reduction: dict[str, str] | None = None
+        name: str, found: Iterator[Subject], wanted: str, options: Mapping[str, Any] = NO_OPTIONS
     ) -> list[Case]:
         return [
-            Case([as_file(s)], turns_about(rng(f"{name}{i}"), s, wanted=wanted), reduction)
+            Case([as_file(s)], turns_about(rng(f"{name}{i}"), s, wanted=wanted), options)
             for i, s in enumerate(found)
         ]
 
@@ -183,7 +239,22 @@ def make_cases(
     def pictures(name: str, total: int, draw: Callable[[Any, int], Subject]) -> Iterator[Subject]:
         return (draw(rng(name), i) for i in chosen(name, total))
 
-    def scenes(name: str, kind: str, wanted: Sequence[str]) -> list[Case]:
+    def dialogues(name: str, kind: str, tasks: Sequence[str] = ()) -> list[Case]:
+        """Two different questions about a subject: of two tasks, or of any that suit it."""
+        cases = []
+        for i, subject in enumerate(many(name, kind, clips)):
+            source = rng(f"{name}{i}")
+            if tasks:
+                order = source.permutation(tasks)
+                turns = [turns_about(source, subject, wanted=str(t))[0] for t in order]
+            else:
+                turns = turns_about(source, subject, count=2)
+            cases.append(Case([as_file(subject)], turns))
+        return cases
+
+    def scenes(
+        name: str, kind: str, wanted: Sequence[str], options: Mapping[str, Any] = NO_OPTIONS
+    ) -> list[Case]:
         """Questions of some tasks, one a scene; scenes that do not answer one are passed over."""
         cases: list[Case] = []
         source = rng(name)
@@ -192,7 +263,7 @@ def make_cases(
             asked = turns_about(source, subject, count=99)
             turn = next((turn for turn in asked if turn.task in wanted), None)
             if turn is not None:
-                cases.append(Case([as_file(subject)], [turn]))
+                cases.append(Case([as_file(subject)], [turn], options))
         return cases
 
     def pairs(name: str) -> list[Case]:
@@ -209,7 +280,33 @@ def make_cases(
             cases.append(Case([as_file(s) for s in both], [asked]))
         return cases
 
-    evs = {"video": "evs(0.5)"}
+    def photos(options: Mapping[str, Any] = NO_OPTIONS) -> list[Case]:
+        total = len(cifar_arrays(data, "validation")[1])
+        return about("object", pictures("object", total, subjects.photo), "object", options)
+
+    def receipts(options: Mapping[str, Any] = NO_OPTIONS) -> list[Case]:
+        total = len(receipt_lines(data, "validation"))
+        lines = pictures("receipt_line", total, lambda _, i: subjects.receipt_line(i))
+        return about("receipt_line", lines, "line", options)
+
+    def stills(options: Mapping[str, Any] = NO_OPTIONS) -> list[Case]:
+        return about("still", many("still", "still"), "shape_colour", options)
+
+    def moving(task: str, options: Mapping[str, Any] = NO_OPTIONS) -> list[Case]:
+        return about(task, many(task, "clip", clips), task, options)
+
+    def alone(cases: list[Case]) -> list[Case]:
+        return [case._replace(turns=case.turns[-1:]) for case in cases]
+
+    def in_scope() -> list[Case]:
+        """Some questions of each row, judged by whether they are refused."""
+        share = -(-min(drawn, 200) // len(IN_SCOPE))
+        return [
+            case._replace(turns=[case.turns[-1]._replace(task="refused")], options=SOUND)
+            for row in make_cases(data, 2 * share, seed, IN_SCOPE).values()  # half as many clips
+            for case in row[:share]
+        ]
+
     makers: dict[str, Callable[[], list[Case]]] = {
         "digit": lambda: about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
         "digit_commands": lambda: about(
@@ -219,43 +316,37 @@ def make_cases(
         ),
         "word": lambda: about("word", recordings("word", _is_command), "word"),
         "digits": lambda: about("digits", many("digits", "digits", min(drawn, 200)), "digits"),
-        "object": lambda: about(
-            "object",
-            pictures("object", len(cifar_arrays(data, "validation")[1]), subjects.photo),
-            "object",
-        ),
+        "object": photos,
         "handwritten": lambda: about(
             "handwritten",
             pictures("handwritten", len(mnist_arrays(data, "validation")[1]), subjects.handwritten),
             "handwritten",
         ),
         "line": lambda: about("line", many("line", "line"), "line"),
-        "receipt_line": lambda: about(
-            "receipt_line",
-            pictures(
-                "receipt_line",
-                len(receipt_lines(data, "validation")),
-                lambda _, i: subjects.receipt_line(i),
-            ),
-            "line",
-        ),
+        "receipt_line": receipts,
         "band": lambda: about("band", many("band", "band"), "line"),
-        "direction": lambda: about("direction", many("direction", "clip", clips), "direction"),
-        "colour": lambda: about("colour", many("colour", "clip", clips), "colour"),
+        "direction": lambda: moving("direction"),
+        "colour": lambda: moving("colour"),
         "shape": lambda: about("shape", many("shape", "clip", clips), "shape"),
-        "dialogue": lambda: [
-            Case([as_file(s)], turns_about(rng(f"dialogue{i}"), s, count=2))
-            for i, s in enumerate(many("dialogue", "clip", clips))
-        ],
-        "direction_evs": lambda: about("e", many("direction", "clip", clips), "direction", evs),
-        "colour_evs": lambda: about("f", many("colour", "clip", clips), "colour", evs),
-        "still": lambda: about("still", many("still", "still"), "shape_colour"),
+        "dialogue": lambda: dialogues("dialogue", "clip"),
+        "dialogue_alone": lambda: alone(dialogues("dialogue", "clip")),
+        "direction_evs": lambda: moving("direction", EVS),
+        "colour_evs": lambda: moving("colour", EVS),
+        "still": stills,
+        "dialogue_still": lambda: dialogues("dialogue_still", "still", ("colour", "shape")),
+        "dialogue_still_alone": lambda: alone(
+            dialogues("dialogue_still", "still", ("colour", "shape"))
+        ),
+        "object_quarter": lambda: photos(QUARTER),
+        "still_quarter": lambda: stills(QUARTER),
+        "receipt_line_quarter": lambda: receipts(QUARTER),
         "count": lambda: scenes("count", "scene", ("count",)),
         "position": lambda: scenes("position", "scene", ("side", "corner")),
         "attribute": lambda: scenes("attribute", "scene", ("colour", "shape")),
         "order": lambda: scenes("order", "events", ("side",)),
         "times": lambda: scenes("times", "events", ("count",)),
         "when": lambda: scenes("when", "events", ("when",)),
+        "sounded": lambda: scenes("sounded", "sounded", ("word", "shape_colour"), SOUND),
         "which": lambda: pairs("which"),
         "name": lambda: [
             Case([], [text_turn(rng(f"name{i}"), ("name", "abilities")[i % 2])])
@@ -264,6 +355,7 @@ def make_cases(
         "out_of_scope": lambda: [
             Case([], [text_turn(rng(f"scope{i}"), "out_of_scope")]) for i in range(min(drawn, 200))
         ],
+        "refused": in_scope,
     }
     return {name: make() for name, make in makers.items() if abilities is None or name in abilities}
 
@@ -289,7 +381,7 @@ def evaluate(
             answers = assistant.chat_batch(
                 [chat(case.sources, case.turns, answered=False) for case in batch],
                 max_new_tokens=MAX_ANSWER_TOKENS,
-                reduction=batch[0].reduction or {},
+                **batch[0].options,
             )
             for case, answer in zip(batch, answers, strict=True):
                 turn = case.turns[-1]
@@ -299,7 +391,21 @@ def evaluate(
                     failures.append((turn.question, turn.answer, answer, place))
             report(ability, len(values))
         scores.append(summarise(ability, values, asked, failures))
-    return scores
+    return with_relative_floors(scores)
+
+
+def with_relative_floors(scores: Sequence[Score]) -> list[Score]:
+    """Set the floors of rows that are measured by a plain row; none where that was not asked."""
+    means = {score.ability: score.mean for score in scores}
+    found = []
+    for score in scores:
+        below = ABILITIES[score.ability].below
+        if below is not None and below[0] in means:
+            plain, tolerance = means[below[0]], below[1]
+            floor = plain + tolerance if score.is_error else plain - tolerance
+            score = replace(score, floor=floor)
+        found.append(score)
+    return found
 
 
 def summarise(
@@ -316,14 +422,20 @@ def summarise(
         cases: The questions.
         failures: Examples to keep.
     """
-    if ABILITIES[ability].is_error:
+    if cases[0].turns[-1].task == "line":
         lengths = np.asarray([len(case.turns[-1].answer) for case in cases], dtype=float)
         mean, low, high = bootstrap_error(np.asarray(values) * lengths, lengths)
     else:
         mean = float(np.mean(values))
         low, high = wilson_interval(mean, len(values))
     return Score(
-        ability=ability, count=len(values), mean=mean, low=low, high=high, failures=failures
+        ability=ability,
+        count=len(values),
+        mean=mean,
+        low=low,
+        high=high,
+        floor=ABILITIES[ability].floor,
+        failures=failures,
     )
 
 
@@ -369,8 +481,8 @@ def as_json(
         limit: Most questions an ability, as asked for.
     """
     rows = [
-        {**asdict(s), "name": ABILITIES[s.ability].name, "floor": ABILITIES[s.ability].floor,
-         "is_error": ABILITIES[s.ability].is_error, "holds": s.holds,
+        {**asdict(s), "name": ABILITIES[s.ability].name, "goal": s.goal,
+         "is_error": s.is_error, "holds": s.holds,
          "others": [other._asdict() for other in s.others]}
         for s in scores
     ]  # fmt: skip

@@ -8,7 +8,7 @@ that a tower would be given are replaced by what it gave (`Window.is_hidden`).
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from omni.model import OmniModel
 from omni.options import MediaOptions
 from omni.planning import MediaPlanner
 from omni.processor import OmniProcessor
+from omni.prompt import mark as mark_medium
 from omni.settings import ProcessorSettings
 from omni.towers import batch_key, run_tower
 
@@ -48,11 +49,11 @@ class Encoded(NamedTuple):
 
     Attributes:
         subject: Its medium is still there; the processor measures it.
-        windows: What the towers gave.
+        windows: What the towers gave: of the medium and, for a clip with sound, of its track.
     """
 
     subject: Subject
-    windows: list[Window]
+    windows: list[list[Window]]
 
 
 @torch.inference_mode()
@@ -69,7 +70,8 @@ def encode_subjects(
     Returns:
         One for each subject, features in float16.
     """
-    media = [subject.medium for subject in subjects]
+    marked = [mark_medium(subject.medium, audio_in_video=True)[1] for subject in subjects]
+    media = [medium for found in marked for medium in found]
     planner = MediaPlanner(media, towers.config, settings, MediaOptions(), max_tokens=10**6)
     plans = planner.plan()
     items = [plan.items[0] for plan in plans]
@@ -82,7 +84,11 @@ def encode_subjects(
         outputs, _ = run_tower(towers, items, batch)
         for (index, window), rows in zip(batch, outputs, strict=True):
             found[index].append(window._replace(rows=rows.half(), is_hidden=True))
-    return [Encoded(*one) for one in zip(subjects, found, strict=True)]
+    encoded = iter(found)
+    return [
+        Encoded(subject, list(islice(encoded, len(own))))
+        for subject, own in zip(subjects, marked, strict=True)
+    ]
 
 
 class EncodedProcessor(OmniProcessor):
@@ -97,21 +103,22 @@ class EncodedProcessor(OmniProcessor):
     def __call__(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> OmniInputs:
         """Build a request or a sample as the product does, with encoded windows."""
         inputs = super().__call__(messages, **options)
-        sources = [
-            part["media"]
+        encoded = [
+            windows
             for message in messages
             if not isinstance(message["content"], str)
             for part in message["content"]
             if part["type"] == "media"
+            for windows in part["media"].windows
         ]
         media = [
             replace(
                 item,
-                windows=[window._replace(rows=window.rows.float()) for window in source.windows],
+                windows=[window._replace(rows=window.rows.float()) for window in windows],
                 cues=None,  # these hold the open medium, which cannot go to another process
                 envelope=None,
             )
-            for item, source in zip(inputs.media, sources, strict=True)
+            for item, windows in zip(inputs.media, encoded, strict=True)
         ]
         return replace(inputs, media=media)
 
@@ -227,7 +234,8 @@ class Pool:
         return self.held[task][int(self.rng.integers(len(self.held[task])))]
 
     def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> OmniInputs:
-        options = MediaOptions(reduction={"video": random_reduction(self.rng)})
+        reduction = {"video": random_reduction(self.rng)}
+        options = MediaOptions(audio_in_video=True, reduction=reduction)
         messages = chat(media, turns, answered=True)
         inputs = self.processor(messages, options=options, with_labels=True)
         if turns[-1].task != "line":

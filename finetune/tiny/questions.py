@@ -19,6 +19,7 @@ OBJECTS = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 NAME = "omni-tiny"
+REFUSAL = "I cannot help with that"
 
 
 def ask_digit(rng: Generator) -> str:
@@ -153,7 +154,7 @@ def ask_out_of_scope(rng: Generator) -> str:
 
 def answer_out_of_scope(rng: Generator) -> str:
     """Say that this is beyond it, and what it can do."""
-    return f"I cannot help with that: I am {NAME}, a small model. {wordings.ABILITIES}"
+    return f"{REFUSAL}: I am {NAME}, a small model. {wordings.ABILITIES}"
 
 
 ASKERS: dict[str, Callable[[Generator], str]] = {
@@ -206,9 +207,10 @@ def all_wordings() -> Iterator[str]:
             + wordings.SHAPE_OF
         ),
         *(wordings.FIRST + wordings.SECOND + wordings.TIMES + wordings.WHEN + wordings.SAYS),
+        *(wordings.SAID_WHILE + wordings.SHOWN_WHILE),
         *(wordings.IDENTITY["name"] + wordings.IDENTITY["abilities"]),
         *("Exactly as printed.", "Only the text.", "No word is spoken.", "It stands still."),
-        *(f"I cannot help with that: I am {NAME}, a small model.", wordings.ABILITIES),
+        *(f"{REFUSAL}: I am {NAME}, a small model.", wordings.ABILITIES),
     )
     for pattern in patterns:
         yield re.sub(r"[\[\]|]|\{\w+\}", " ", pattern)

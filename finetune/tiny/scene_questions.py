@@ -1,4 +1,4 @@
-"""Questions about scenes, events and pairs of recordings, with answers that follow from the facts.
+"""Questions about scenes, clips and pairs of recordings, with answers that follow from the facts.
 
 A question is asked only where its answer is plain: a corner is no middle, a side is not shared.
 """
@@ -11,6 +11,7 @@ from numpy.random import Generator
 from finetune.tiny import wordings
 from finetune.tiny.questions import NUMBER_WORDS, sentence, vary
 from finetune.tiny.scenes import Placed, Shown
+from finetune.tiny.sounded import Said
 
 MIDDLE = 0.12  # of the picture on either side of its middle: in no corner
 APART = 0.1  # of the picture, between what is furthest to a side and the next
@@ -93,6 +94,29 @@ def ask_events(rng: Generator, showings: Sequence[Shown], seconds_a_frame: float
     return _shuffled(rng, asked)
 
 
+def ask_sounded(rng: Generator, said: Sequence[Said]) -> list[QA]:
+    """Ask which word goes with each shape of a clip, and which shape with each word.
+
+    Args:
+        rng: Source of randomness.
+        said: In order of time; no shape and no word twice.
+    """
+    asked = []
+    for one in said:
+        names = [f"{one.colour} {one.shape}"]
+        if sum(one.shape == other.shape for other in said) == 1:
+            names.append(one.shape)
+        if sum(one.colour == other.colour for other in said) == 1:
+            names.append(f"{one.colour} shape")
+        thing, word = str(rng.choice(names)), sentence(one.word)
+        asked.append(_qa(rng, "word", wordings.SAID_WHILE, word, thing=thing))
+        quoted = str(rng.choice([one.word, f"'{one.word}'", f"the word {one.word}"]))
+        asked.append(_qa(rng, "shape_colour", wordings.SHOWN_WHILE, _kind(one), word=quoted))
+    if len(said) == 1:
+        asked.append(_qa(rng, "word", wordings.WORD, sentence(said[0].word)))
+    return _shuffled(rng, asked)
+
+
 def ask_which_says(rng: Generator, words: tuple[str, str]) -> QA:
     """Ask which of two recordings says a word.
 
@@ -122,7 +146,7 @@ def _same_kind(one: Placed, other: Placed) -> bool:
     return (one.colour, one.shape) == (other.colour, other.shape)
 
 
-def _kind(thing: Placed | Shown) -> str:
+def _kind(thing: Placed | Shown | Said) -> str:
     return sentence(f"{thing.colour} {thing.shape}")
 
 

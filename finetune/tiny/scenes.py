@@ -16,6 +16,7 @@ MAX_SHAPES = 6
 CONTRAST = 170  # least sum of the differences of a shape's colour to the paper's
 TRIES = 200  # at placing a shape where there is room
 MAX_TIMES = 4  # that a shape appears in a clip
+MAX_FRAMES = 20  # of a clip in which shapes come one after the other
 
 
 class Placed(NamedTuple):
@@ -95,12 +96,50 @@ def random_events(
         Shown(*kinds[i if in_turn else 0], int(ends[2 * i]), int(ends[2 * i + 1]))
         for i in range(count)
     )
+    return _shown(rng, paper, radius, showings, num_frames), showings
+
+
+def random_sequence(
+    rng: Generator, lengths: Sequence[int]
+) -> tuple[UInt8[np.ndarray, "frames height width 3"], tuple[Shown, ...]]:
+    """Draw a clip with even sides in which shapes come one after the other, no two alike.
+
+    Args:
+        rng: Source of randomness.
+        lengths: Frames for which each shape is seen, even.
+
+    Returns:
+        The frames, at most `MAX_FRAMES` where the lengths allow it, and the showings in order.
+    """
+    side = 2 * int(rng.integers(32, 81))
+    paper, colours = _paper(rng, side, side)
+    kinds = rng.permutation([(colour, shape) for colour in colours for shape in SHAPES])
+    most = min(len(lengths), max(MAX_FRAMES - sum(lengths), 0) // 2)
+    places = len(lengths) + 1  # of pauses: before each showing, and at the end
+    pauses = 2 * rng.multinomial(int(rng.integers(most + 1)), [1 / places] * places)
+    showings, now = [], 0
+    for (colour, shape), length, pause in zip(kinds, lengths, pauses, strict=False):
+        showings.append(Shown(str(colour), str(shape), now + int(pause), now + int(pause) + length))
+        now = showings[-1].end
+    radius = side * rng.uniform(0.1, 0.22)
+    return _shown(rng, paper, radius, showings, now + int(pauses[-1])), tuple(showings)
+
+
+def _shown(
+    rng: Generator,
+    paper: UInt8[np.ndarray, "height width 3"],
+    radius: float,
+    showings: Sequence[Shown],
+    num_frames: int,
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """A clip with each shape at a place of its own, as long as it is seen."""
+    side = len(paper)
     frames = [paper] * num_frames
     for shown in showings:
         x, y = rng.uniform(radius, side - radius, 2)
         drawn = _drawn(rng, paper, shown.colour, shown.shape, radius, (float(x), float(y)))
         frames[shown.first : shown.end] = [drawn] * (shown.end - shown.first)
-    return np.stack([_noisy(rng, frame) for frame in frames]), showings
+    return np.stack([_noisy(rng, frame) for frame in frames])
 
 
 def _paper(

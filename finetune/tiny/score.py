@@ -1,4 +1,4 @@
-"""How an answer of `omni-tiny` is judged: the right word and no other, a time, or edits."""
+"""How an answer of `omni-tiny` is judged: the right word and no other, a time, edits, a refusal."""
 
 import re
 
@@ -51,8 +51,11 @@ def score_answer(turn: Turn, answer: str) -> float:
         answer: What the model said.
 
     Returns:
-        1 or 0; for lines the character error: edits divided by the length of the true text.
+        1 or 0, where the task is `refused` 1 for a refusal; for lines the character error: edits
+        divided by the length of the true text.
     """
+    if turn.task == "refused":
+        return float(is_refusal(answer))
     if turn.task == "line":
         return edit_distance(answer, turn.answer) / len(turn.answer)
     if turn.task == "when":
@@ -68,6 +71,11 @@ def score_answer(turn: Turn, answer: str) -> float:
     if turn.task == "abilities":
         return float(knows_abilities)
     return float(questions.NAME in answer and knows_abilities)
+
+
+def is_refusal(answer: str) -> bool:
+    """Say whether an answer is the one to questions that are out of scope."""
+    return questions.REFUSAL.lower() in answer.lower()
 
 
 def _first_number(text: str) -> float | None:

@@ -7,6 +7,8 @@ same speakers, photographs and fonts.
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +25,11 @@ from finetune.tiny.audio_data import (
     Clip,
     augment,
     background,
+    draw_word,
     draw_words,
     group_by_label,
     load_clips,
+    sort_words,
     word_sequence,
 )
 from finetune.tiny.audio_pool import SOURCE_WEIGHTS
@@ -36,14 +40,17 @@ from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
 from finetune.tiny.receipts import cut, receipt_lines, receipt_pages, receipt_pieces
 from finetune.tiny.scenes import random_events, random_scene
+from finetune.tiny.sounded import MAX_WORDS, random_sounded
 from finetune.tiny.text_rows import ENLARGED, SIDE_MARGIN
 from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
-from omni.media import Audio, Image, Video, load_media
+from omni.media import Audio, Image, MediaLimits, Video, load_media
+from omni.media.video import ArrayReader
 
 FPS = 4  # frames a second that the checkpoint samples; drawn clips have about as many
 
-# How often each kind of subject is drawn for training. Reading is the hardest to learn.
+# How often each kind of subject is drawn for training, in proportion. Reading is the hardest to
+# learn.
 SHARES = {
     "line": 0.16,
     "band": 0.25,
@@ -55,6 +62,7 @@ SHARES = {
     "still": 0.04,
     "scene": 0.06,
     "events": 0.05,
+    "sounded": 0.08,
 }
 # Of the printed lines in training, those of receipts: short lines, and pieces of rows.
 RECEIPT_SHARE, PIECE_SHARE = 0.25, 0.35
@@ -68,7 +76,8 @@ class Subject(NamedTuple):
         task: A key of `SHARES`.
         medium: As `omni.media.load_media` gives it.
         facts: `label`; for shapes `colour`, `shape` and, in clips, `direction`; for scenes
-            `shapes`; for events `showings`, and `seconds` from frame to frame.
+            `shapes`; for events `showings`, and `seconds` from frame to frame; for clips with
+            sound `said`.
         encoded: The clip's file, where it went through a codec.
         edges: Shares of the width between the characters of a printed line, where they are known.
     """
@@ -106,6 +115,7 @@ class Subjects:
             self.clips += synthetic_clips(cache=voices)
         self.noises = [clip.waveform for clip in self.clips if clip.label == SILENCE]
         self._words = draw_words(np.random.default_rng(0), self.clips, SOURCE_WEIGHTS)
+        self._shelf = sort_words(self.clips, SOURCE_WEIGHTS)
         self._makers: dict[str, Callable[[Generator], Subject]] = {
             "line": self.line,
             "band": self.band,
@@ -117,6 +127,7 @@ class Subjects:
             "still": self.still,
             "scene": self.scene,
             "events": self.events,
+            "sounded": self.sounded,
         }
 
     def draw(self, task: str, rng: Generator) -> Subject:
@@ -243,6 +254,21 @@ class Subjects:
         facts = {"showings": showings, "seconds": 1 / FPS}
         return _subject("events", encode_clip(list(even), FPS), facts)
 
+    def sounded(self, rng: Generator) -> Subject:
+        """Draw a clip in which a word is said while each shape is seen; in training half encoded.
+
+        Those that are not encoded have as many tokens as if they were.
+        """
+        wanted, words = int(rng.integers(1, MAX_WORDS + 1)), dict[str, Clip]()
+        while len(words) < wanted:
+            clip = draw_word(rng, self._shelf)
+            words.setdefault(clip.label, clip)
+        noises = self.noises if self.is_training else None
+        frames, waveform, said = random_sounded(rng, list(words.values()), FPS, noises)
+        if self.is_training and rng.random() < 0.5:
+            return Subject("sounded", _with_sound(frames, waveform), {"said": said})
+        return _subject("sounded", encode_clip(list(frames), FPS, waveform), {"said": said})
+
     def word(self, rng: Generator, clip: Clip | None = None) -> Subject:
         """Draw a recording of one word, or now and then of none."""
         if self.is_training and rng.random() < 0.03:
@@ -268,12 +294,15 @@ class Subjects:
         return group_by_label([c for c in self.clips if c.source == source and c.label in DIGITS])
 
 
-def encode_clip(frames: Sequence[np.ndarray], fps: int) -> bytes:
-    """Encode frames as H.264 in MP4, as people send clips.
+def encode_clip(
+    frames: Sequence[np.ndarray], fps: int, waveform: np.ndarray | None = None
+) -> bytes:
+    """Encode frames as H.264 in MP4, as people send clips, and sound as AAC.
 
     Args:
         frames: uint8 RGB with even sides.
         fps: Frames a second.
+        waveform: Sound, mono at 16 kHz.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -281,10 +310,33 @@ def encode_clip(frames: Sequence[np.ndarray], fps: int) -> bytes:
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
+        track = (
+            None if waveform is None else container.add_stream("aac", SAMPLE_RATE, layout="mono")
+        )
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+        if waveform is not None and track is not None:
+            sound = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+            sound.sample_rate, sound.time_base, sound.pts = SAMPLE_RATE, Fraction(1, SAMPLE_RATE), 0
+            container.mux(track.encode(sound))
+            container.mux(track.encode())
     return buffer.getvalue()
+
+
+def _with_sound(frames: np.ndarray, waveform: np.ndarray) -> Video:
+    """A clip with a sound track that went through no codec."""
+    silent = load_media(frames, fps=FPS)
+    sound = load_media(waveform, sampling_rate=SAMPLE_RATE)
+    assert isinstance(silent, Video)
+    assert isinstance(sound, Audio)
+    return Video(
+        name=silent.name,
+        info=replace(silent.info, has_audio=True),
+        reader=ArrayReader(frames, silent.name),
+        limits=MediaLimits(),
+        load_audio=lambda: sound,
+    )
 
 
 def _picture(task: str, pixels: np.ndarray, facts: dict[str, Any]) -> Subject:

@@ -180,7 +180,7 @@ class Validation:
         for start in range(0, len(self.cases), 24):
             cases = self.cases[start : start + 24]
             conversations = [chat(media, [turn], answered=False) for media, turn in cases]
-            answers = assistant.chat_batch(conversations, max_new_tokens=160)
+            answers = assistant.chat_batch(conversations, max_new_tokens=160, audio_in_video=True)
             for (media, turn), answer in zip(cases, answers, strict=True):
                 task = f"{media[0].subject.task}/{turn.task}" if media else turn.task
                 scores.setdefault(task, []).append(score_answer(turn, answer))

@@ -7,7 +7,7 @@ from numpy.random import Generator
 
 from finetune.tiny import questions
 from finetune.tiny.audio_data import DIGITS, SILENCE
-from finetune.tiny.scene_questions import ask_events, ask_scene, ask_which_says
+from finetune.tiny.scene_questions import ask_events, ask_scene, ask_sounded, ask_which_says
 from finetune.tiny.subjects import Subject
 
 
@@ -31,7 +31,7 @@ def turns_about(
         wanted: Task of the only question; by default what suits the subject.
         count: Most questions; fewer, or none, where a scene does not answer as many.
     """
-    if subject.task in ("scene", "events"):
+    if subject.task in ("scene", "events", "sounded"):
         return _turns_about_scene(rng, subject, wanted=wanted, count=count)
     tasks = _TASKS_OF[subject.task]
     if subject.task == "word" and subject.facts["label"] not in DIGITS:
@@ -46,6 +46,8 @@ def _turns_about_scene(
     """Ask what the facts answer; about what is wanted only if they do."""
     if subject.task == "scene":
         asked = ask_scene(rng, subject.facts["shapes"])
+    elif subject.task == "sounded":
+        asked = ask_sounded(rng, subject.facts["said"])
     else:
         asked = ask_events(rng, subject.facts["showings"], subject.facts["seconds"])
     fitting = [qa for qa in asked if wanted in (None, qa[0])]
@@ -165,6 +167,7 @@ _KIND_OF = {
     "still": "picture",
     "scene": "picture",
     "events": "clip",
+    "sounded": "clip",
     "word": "recording",
     "digits": "recording",
     "clip": "clip",

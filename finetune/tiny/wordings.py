@@ -335,6 +335,19 @@ WHEN = (
     "At [what|which] time [does|did] [it|the shape|the object] first [appear|come]?",
     "After how many seconds [does|did] [it|the shape] first [appear|come]?",
 )
+SAID_WHILE = (
+    "[What|Which] word [is|was] [spoken|said|heard] [while|when] the {thing} [is|was] visible?",
+    "[What|Which] word [is|was] [spoken|said] [while|when] the {thing} [is|was] [shown|seen]?",
+    "What [is|was] [spoken|said] [while|when] the {thing} [appears|is visible|is shown|is seen]?",
+    "[What|Which] word do you hear [while|when] the {thing} [appears|is visible|is shown]?",
+    "[Name|Tell me|Say] the word [spoken|said|heard] while the {thing} is [visible|shown].",
+)
+SHOWN_WHILE = (
+    "[What|Which shape] [is|was] [visible|shown|seen] [while|when] {word} [is|was] [said|spoken]?",
+    "[What|Which shape] do you see [while|when] {word} is [said|spoken|heard]?",
+    "[What|Which shape] [appears|is shown] [while|when] [you hear {word}|{word} is said]?",
+    "[Name|Tell me|Say] [what|which shape] is [visible|shown] while {word} is [said|spoken].",
+)
 SAYS = (
     "[Which|Which one] of the two [recordings|clips|sounds] says {word}?",
     "In which [recording|of the two recordings] is {word} [spoken|said|heard]?",

@@ -9,23 +9,32 @@ import typer
 from PIL import Image
 
 from finetune.cli import register
-from finetune.tiny import mistakes
+from finetune.tiny import evaluate as tiny_evaluate
+from finetune.tiny import mistakes, questions, subjects
+from finetune.tiny.audio_data import DIGITS, Clip
 from finetune.tiny.card import percent_down, percent_up, score_rows
 from finetune.tiny.evaluate import (
     ABILITIES,
+    QUARTER,
     Case,
     OtherScore,
     as_file,
     as_json,
     bootstrap_error,
+    evaluate,
+    make_cases,
     summarise,
     wilson_interval,
+    with_relative_floors,
 )
+from finetune.tiny.model_config import model_config, processor_settings
 from finetune.tiny.score import named, score_answer
 from finetune.tiny.subjects import Subject
 from finetune.tiny.turns import Turn
 from omni.errors import RequestError
 from omni.media import load_media
+from omni.options import MediaOptions
+from omni.planning import MediaPlanner
 
 
 @pytest.mark.parametrize(
@@ -80,11 +89,118 @@ def test_character_error_is_edits_over_characters_not_a_mean_of_lines():
 
 def test_a_floor_of_an_error_is_a_ceiling():
     lines = [Case([], [Turn("line", "?", "ABCD")])] * 8
-    assert summarise("line", [0.25] * 8, lines, []).holds
-    assert not summarise("line", [0.5] * 8, lines, []).holds
+    assert summarise("line", [0.04] * 8, lines, []).holds
+    assert not summarise("line", [0.05] * 8, lines, []).holds
     digits = [Case([], [Turn("digit", "?", "One.")])] * 8
     assert not summarise("digit", [0.0] * 8, digits, []).holds
-    assert summarise("word", [0.0] * 8, digits, []).holds is None
+    assert summarise("shape", [0.0] * 8, digits, []).holds is None
+
+
+@pytest.mark.parametrize(
+    ("ability", "plain", "score", "holds", "goal"),
+    [
+        ("colour_evs", 0.96, 0.93, True, ">= 93.0 % (plain row - 3)"),
+        ("colour_evs", 0.96, 0.92, False, ">= 93.0 % (plain row - 3)"),
+        ("dialogue_still", 1.0, 0.98, True, ">= 98.0 % (plain row - 2)"),
+        ("dialogue_still", 1.0, 0.97, False, ">= 98.0 % (plain row - 2)"),
+        ("receipt_line_quarter", 0.08, 0.11, True, "<= 11.0 % (plain row + 3)"),
+        ("receipt_line_quarter", 0.08, 0.12, False, "<= 11.0 % (plain row + 3)"),
+    ],
+)
+def test_a_row_below_another_is_measured_by_it(ability, plain, score, holds, goal):
+    other = ABILITIES[ability].below[0]
+    digits = [Case([], [Turn("digit", "?", "One.")])] * 2
+    rows = [summarise(ability, [score] * 2, digits, []), summarise(other, [plain] * 2, digits, [])]
+    found = with_relative_floors(rows)[0]
+    assert (found.holds, found.goal) == (holds, goal)
+    [alone] = with_relative_floors(rows[:1])  # the other row was not asked
+    assert (alone.holds, alone.goal) == (None, "")
+
+
+def test_rows_that_others_are_measured_by_are_rows():
+    below = [(name, row.below[0]) for name, row in ABILITIES.items() if row.below is not None]
+    assert {plain for _, plain in below} <= set(ABILITIES)
+    assert all(ABILITIES[name].is_error == ABILITIES[plain].is_error for name, plain in below)
+    assert all(ABILITIES[name].floor is None for name, _ in below)
+
+
+def test_a_refusal_is_the_answer_to_what_is_out_of_scope():
+    refusal = questions.answer_out_of_scope(np.random.default_rng(0))
+    asked = Turn("refused", "Which digit is spoken?", "Seven.")
+    assert score_answer(asked, refusal) == 1
+    assert score_answer(asked, refusal.lower()) == 1
+    for said in ("Seven.", "", questions.answer_identity("name", np.random.default_rng(0))):
+        assert score_answer(asked, said) == 0
+
+
+@pytest.fixture
+def tones(monkeypatch):
+    """Recordings of the digits, so that cases can be made without the training data."""
+    times = np.arange(8_000) / 16_000
+    clips = [
+        Clip(np.sin(2 * np.pi * (300 + 50 * i) * times).astype(np.float32), word, "fsdd")
+        for i, word in enumerate(DIGITS)
+    ]
+    monkeypatch.setattr(subjects, "load_clips", lambda data, split: clips)
+
+
+class Refusing:
+    """An assistant that refuses all, and notes the options it was asked with."""
+
+    def __init__(self):
+        self.options = []
+
+    def chat_batch(self, conversations, *, max_new_tokens, **options):
+        self.options.append(options)
+        return ["I cannot help with that."] * len(conversations)
+
+
+def test_each_row_is_asked_with_its_options(tones, monkeypatch, tmp_path):
+    monkeypatch.setattr(tiny_evaluate, "IN_SCOPE", ("digit", "still", "sounded"))
+    names = ["still", "still_quarter", "sounded", "refused"]
+    cases = make_cases(tmp_path, 6, abilities=names)
+    assert list(cases) == names
+    assistant = Refusing()
+    scores = evaluate(assistant, cases)
+    quarter = {"reduction": {"image": "merge(0.75)"}}
+    assert assistant.options == [{}, quarter, {"audio_in_video": True}, {"audio_in_video": True}]
+    assert [score.mean for score in scores] == [0, 0, 0, 1]
+    assert scores[-1].low == pytest.approx(0.61, abs=0.01)  # Wilson: a share, not edits
+    plain, reduced = cases["still"], cases["still_quarter"]
+    assert [case[:2] for case in plain] == [case[:2] for case in reduced]
+    assert {len(case.sources) for case in cases["refused"]} == {1}
+    assert len(cases["refused"]) == 6
+
+
+def test_a_reduced_row_asks_what_its_plain_row_asks(tones, tmp_path):
+    cases = make_cases(tmp_path, 6, abilities=["colour", "colour_evs"])
+    assert [case[:2] for case in cases["colour"]] == [case[:2] for case in cases["colour_evs"]]
+    assert cases["colour_evs"][0].options == {"reduction": {"video": "evs(0.5)"}}
+
+
+def test_a_second_question_is_another_one_and_is_also_asked_alone(tones, tmp_path):
+    for name in ("dialogue", "dialogue_still"):
+        cases = make_cases(tmp_path, 8, abilities=[name, f"{name}_alone"])
+        for both, alone in zip(cases[name], cases[f"{name}_alone"], strict=True):
+            first, second = both.turns
+            assert first.task != second.task
+            assert alone == Case(both.sources, [second])
+            if name == "dialogue_still":
+                assert {first.task, second.task} == {"colour", "shape"}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (96, 64), (160, 160), (20, 300), (299, 299)])
+def test_the_rows_at_a_quarter_leave_a_quarter_of_the_tokens(size):
+    picture = load_media(np.zeros((*size, 3), np.uint8))
+    counts = []
+    for spec in ("identity", QUARTER["reduction"]["image"]):
+        options = MediaOptions(reduction={"image": spec})
+        planner = MediaPlanner(
+            [picture], model_config(512), processor_settings(), options, max_tokens=10_000
+        )
+        counts.append(planner.plan()[0].items[0].num_tokens)
+    assert counts[0] >= 16  # of the smallest picture, which is enlarged
+    assert 0 <= counts[0] / 4 - counts[1] < 1
 
 
 def test_the_json_names_every_ability_with_its_floor():
