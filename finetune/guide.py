@@ -32,6 +32,15 @@ FOLD = 2  # patches a side that make one token
 REACH = 0.5  # columns on either side of a character that are right as well
 
 
+class Span(NamedTuple):
+    """A part of a picture: shares of its width, and of its height."""
+
+    left: float
+    right: float
+    top: float = 0.0
+    bottom: float = 1.0
+
+
 class Mark(NamedTuple):
     """A character that a picture shows."""
 
@@ -55,21 +64,20 @@ class Places(NamedTuple):
     """Tokens that show the one before; of the first, itself."""
 
 
-def mark(inputs: OmniInputs, shown: Iterable[tuple[int, int, tuple[float, float]]]) -> OmniInputs:
+def mark(inputs: OmniInputs, shown: Iterable[tuple[int, int, Span]]) -> OmniInputs:
     """Note which characters of the answer a sample's pictures show, and where.
 
     Args:
         inputs: One row.
-        shown: Of each character its position in the row, which medium shows it, and the shares of
-            its width between which it stands.
+        shown: Of each character its position in the row, which medium shows it, and where.
 
     Raises:
         RequestError: A medium that is no picture, or one whose tokens were reduced.
     """
     marks: dict[int, list[Mark]] = {}
-    for position, number, (left, right) in shown:
+    for position, number, span in shown:
         item = inputs.media[number]
-        tokens = _tokens_between(item, left, right)
+        tokens = _tokens_in(item, span)
         marks.setdefault(number, []).append(Mark(position - 1 - item.start, tokens))
     media = [
         replace(item, facts={**item.facts, FACT: tuple(marks[n])}) if n in marks else item
@@ -116,18 +124,24 @@ def find_places(inputs: OmniInputs) -> Places | None:
     return Places(rows, queries, visible, current, previous)
 
 
-def _tokens_between(item: MediaItem, left: float, right: float) -> tuple[int, ...]:
-    """A picture's tokens that show what lies between two columns, or touch it."""
+def _tokens_in(item: MediaItem, span: Span) -> tuple[int, ...]:
+    """A picture's tokens that show a part of it, or touch that at its sides."""
     steps, height, width = item.grid[0], item.grid[1] // FOLD, item.grid[2] // FOLD
     if item.modality != "image" or item.num_tokens != steps * height * width:
         raise RequestError(
             f"{item.name}: expected a picture with all of its {steps * height * width} tokens, to "
             f"say what its columns show; found {item.modality} with {item.num_tokens}."
         )
-    first = max(0, int(np.floor(left * width - REACH)))
-    last = min(width - 1, int(np.ceil(right * width + REACH)) - 1)
-    columns = range(min(first, last), last + 1)
-    return tuple(line * width + column for line in range(height) for column in columns)
+    columns = _cells(span.left, span.right, width, REACH)
+    lines = _cells(span.top, span.bottom, height, 0.0)  # the rows of print above are near
+    return tuple(line * width + column for line in lines for column in columns)
+
+
+def _cells(start: float, end: float, count: int, reach: float) -> range:
+    """Columns, or rows, of tokens between two shares of a side; one at least."""
+    first = max(0, int(np.floor(start * count - reach)))
+    last = min(count - 1, int(np.ceil(end * count + reach)) - 1)
+    return range(min(first, last), last + 1)
 
 
 class ReadingGuide:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.sample import RowError, Shown
-from finetune.guide import mark
+from finetune.guide import Span, mark
 from omni.inputs import IGNORE_INDEX, OmniInputs
 
 KEY = "shown"
@@ -93,7 +93,7 @@ def mark_shown(
         end = spot.start + len(found.text)
         for position, (first, last) in zip(labelled.tolist(), offsets, strict=True):
             if spot.start <= first < last <= end:
-                columns = (
+                columns = Span(
                     found.left + width * (first - spot.start),
                     found.left + width * (last - spot.start),
                 )

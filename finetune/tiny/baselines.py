@@ -7,6 +7,7 @@ used where they are installed.
 
 import importlib.util
 import io
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,9 @@ SPOKEN = ("digit", "digit_commands", "word")
 READ = ("line", "receipt_line", "band")
 NAMED = ("name", "out_of_scope")  # judged by what is said about omni-tiny
 SIDE = 32  # rows and columns of a picture or spectrogram that is compared
-TESSERACT = {"line": "7", "receipt_line": "7", "band": "6"}  # --psm: one line, one block
+FOUND = ("page_title", "page_field", "page_cell", "receipt_total", "receipt_date")
+# --psm: one line, one block, or what is found on a page
+TESSERACT = {"line": "7", "receipt_line": "7", "band": "6"} | dict.fromkeys(FOUND, "4")
 TIMEOUT_S = 30
 
 
@@ -68,6 +71,7 @@ def baselines() -> list[Baseline]:
         Baseline("best constant answer", asked, answer_constantly),
         Baseline("nearest example", ("object", "handwritten", *SPOKEN), answer_by_nearest),
         Baseline("tesseract", READ, read_with_tesseract, tesseract),
+        Baseline("tesseract reads it", FOUND, find_with_tesseract, tesseract),
         Baseline("pocketsphinx", SPOKEN, hear_with_pocketsphinx, sphinx),
     ]
 
@@ -132,6 +136,16 @@ def read_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list
         lines = found.stdout.decode("utf-8", "replace").splitlines()
         answers.append("\n".join(line.strip() for line in lines if line.strip()))
     return answers
+
+
+def find_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
+    """Read pages with tesseract; whoever knew where to look would answer what the reading holds."""
+    truths = [case.turns[-1].answer for case in cases]
+    readings = read_with_tesseract(ability, cases, data)
+    return [
+        truth if re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", reading) else ""
+        for truth, reading in zip(truths, readings, strict=True)
+    ]
 
 
 def hear_with_pocketsphinx(ability: str, cases: Sequence[Case], data: Path) -> list[str]:

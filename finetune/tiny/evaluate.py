@@ -17,6 +17,7 @@ import soundfile
 from PIL import Image as Picture
 
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
+from finetune.tiny.page_cases import count_cases, document_cases, receipt_cases
 from finetune.tiny.receipts import receipt_lines
 from finetune.tiny.scene_questions import ask_which_says
 from finetune.tiny.score import score_answer
@@ -97,6 +98,18 @@ ABILITIES = {
     "when": Ability(name="clip: when it appears, within 0.5 s", floor=0.90),
     "sounded": Ability(name="clip with sound: which word goes with which shape", floor=0.80),
     "which": Ability(name="which of two recordings says a word, unseen speakers", floor=0.85),
+    "page_title": Ability(name="drawn page, unseen fonts and words: its title", floor=0.85),
+    "page_field": Ability(name="drawn page: the value of a named field", floor=0.85),
+    "page_cell": Ability(name="drawn page: a cell of a table", floor=0.85),
+    "page_second": Ability(
+        name="drawn page: a second question, after the first was answered",
+        below=("page_second_alone", 0.02),
+    ),
+    "page_second_alone": Ability(name="drawn page: the same second question, asked alone"),
+    "page_count": Ability(name="PDF: how many pages, one to five", floor=0.85),
+    "document": Ability(name="PDF: what stands on one of two to five pages", floor=0.85),
+    "receipt_total": Ability(name="whole real receipt, unseen shops: total", floor=0.40),
+    "receipt_date": Ability(name="whole real receipt, unseen shops: date", floor=0.40),
     "name": Ability(name="its own name and abilities", floor=0.90),
     "out_of_scope": Ability(name="out of scope: says what it is and can do", floor=0.90),
     "refused": Ability(
@@ -255,7 +268,7 @@ def make_cases(
     def scenes(
         name: str, kind: str, wanted: Sequence[str], options: Mapping[str, Any] = NO_OPTIONS
     ) -> list[Case]:
-        """Questions of some tasks, one a scene; scenes that do not answer one are passed over."""
+        """Questions of some tasks, one a scene or page; those without an answer are passed over."""
         cases: list[Case] = []
         source = rng(name)
         while len(cases) < clips:
@@ -307,6 +320,9 @@ def make_cases(
             for case in row[:share]
         ]
 
+    def files(found: Iterator[tuple[bytes, Turn]]) -> list[Case]:
+        return [Case([source], [turn]) for source, turn in found]
+
     makers: dict[str, Callable[[], list[Case]]] = {
         "digit": lambda: about("digit", recordings("digit", lambda c: c.label in DIGITS), "digit"),
         "digit_commands": lambda: about(
@@ -348,6 +364,15 @@ def make_cases(
         "when": lambda: scenes("when", "events", ("when",)),
         "sounded": lambda: scenes("sounded", "sounded", ("word", "shape_colour"), SOUND),
         "which": lambda: pairs("which"),
+        "page_title": lambda: scenes("page_title", "page", ("title",)),
+        "page_field": lambda: scenes("page_field", "page", ("field",)),
+        "page_cell": lambda: scenes("page_cell", "page", ("cell",)),
+        "page_second": lambda: dialogues("page_second", "page"),
+        "page_second_alone": lambda: alone(dialogues("page_second", "page")),
+        "page_count": lambda: files(count_cases(rng("page_count"), subjects, clips)),
+        "document": lambda: files(document_cases(rng("document"), subjects, clips)),
+        "receipt_total": lambda: files(receipt_cases(rng("total"), data, "total", limit)),
+        "receipt_date": lambda: files(receipt_cases(rng("date"), data, "date", limit)),
         "name": lambda: [
             Case([], [text_turn(rng(f"name{i}"), ("name", "abilities")[i % 2])])
             for i in range(min(drawn, 200))

@@ -8,21 +8,30 @@ that a tower would be given are replaced by what it gave (`Window.is_hidden`).
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.random import Generator
 from transformers import PreTrainedTokenizerBase
 
-from finetune.guide import Places, find_places, mark
+from finetune.guide import Places, find_places
+from finetune.tiny.paging import PictureDocument
+from finetune.tiny.spelling import mark_answer, mark_lines, spell_answer
 from finetune.tiny.subjects import SHARES, Subject, Subjects
-from finetune.tiny.tokenizer import encode_characters
-from finetune.tiny.turns import Turn, chat, pair_turn, reading_turn, text_turn, turns_about
+from finetune.tiny.turns import (
+    Turn,
+    chat,
+    document_turns,
+    pair_turn,
+    reading_turn,
+    text_turn,
+    turns_about,
+)
 from omni.config import OmniConfig
-from omni.inputs import IGNORE_INDEX, OmniInputs, Window, collate, pack
+from omni.inputs import OmniInputs, Window, collate, pack
+from omni.media import Image
 from omni.model import OmniModel
 from omni.options import MediaOptions
 from omni.planning import MediaPlanner
@@ -34,10 +43,13 @@ from omni.towers import batch_key, run_tower
 TWO_WORDS_SHARE = 0.6  # of the pairs: two recordings, one of which says what is asked for
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
+MERGED_SHARE, MAX_MERGE_RATE = 0.12, 0.75  # of the samples; the same for pictures
+NOTHING = "identity"  # the reducer that keeps every token
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.10, 0.01, 0.7
 # Of the pictures with print: several are read one after the other, and how many at most.
 SEVERAL_SHARE = {"band": 0.2, "line": 0.6}
 MOST_PICTURES = {"band": 5, "line": 14}
+DOCUMENT_SHARE, MOST_PAGES = 0.4, 5  # of the pages: one or several as a document
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
 
 
@@ -54,6 +66,12 @@ class Encoded(NamedTuple):
 
     subject: Subject
     windows: list[list[Window]]
+
+
+class EncodedDocument(NamedTuple):
+    """Pages of one document."""
+
+    pages: tuple[Encoded, ...]
 
 
 @torch.inference_mode()
@@ -96,6 +114,9 @@ class EncodedProcessor(OmniProcessor):
 
     def load_media(self, source: Any, **options: Any) -> Any:
         """Take an encoded subject's medium; it was opened when it was drawn."""
+        if isinstance(source, EncodedDocument):
+            pages = [page.subject.medium for page in source.pages]
+            return PictureDocument([page for page in pages if isinstance(page, Image)])
         if isinstance(source, Encoded):
             return source.subject.medium
         return super().load_media(source, **options)
@@ -109,7 +130,8 @@ class EncodedProcessor(OmniProcessor):
             if not isinstance(message["content"], str)
             for part in message["content"]
             if part["type"] == "media"
-            for windows in part["media"].windows
+            for source in _each(part["media"])
+            for windows in source.windows
         ]
         media = [
             replace(
@@ -123,27 +145,8 @@ class EncodedProcessor(OmniProcessor):
         return replace(inputs, media=media)
 
 
-def spell_answer(inputs: OmniInputs, text: str, tokenizer: PreTrainedTokenizerBase) -> OmniInputs:
-    """Label a sample's answer byte by byte, also where it holds words of the vocabulary.
-
-    Args:
-        inputs: One row whose only labelled stretch is the answer with its end token.
-        text: The answer.
-        tokenizer: From `finetune.tiny.tokenizer`.
-    """
-    assert inputs.labels is not None
-    (places,) = torch.nonzero(inputs.labels[0] != IGNORE_INDEX, as_tuple=True)
-    first, last = int(places[0]), int(places[-1])
-    spelled = torch.tensor([encode_characters(tokenizer, text)])
-    rows = []
-    for row in (inputs.input_ids, inputs.labels):
-        rows.append(torch.cat([row[:, :first], spelled, row[:, last:]], dim=1))
-    return replace(
-        inputs,
-        input_ids=rows[0],
-        labels=rows[1],
-        attention_mask=torch.ones_like(rows[0], dtype=torch.bool),
-    )
+def _each(source: Encoded | EncodedDocument) -> tuple[Encoded, ...]:
+    return source.pages if isinstance(source, EncodedDocument) else (source,)
 
 
 class Pool:
@@ -217,6 +220,11 @@ class Pool:
         if kind < OFF_TOPIC_SHARE:
             return self._inputs([encoded], [text_turn(rng)])
         count = 4 if rng.random() < MORE_TURNS_SHARE else 1
+        if task == "page" and rng.random() < DOCUMENT_SHARE:
+            others = (self._held(task) for _ in range(int(rng.integers(MOST_PAGES))))
+            pages = (encoded, *others)
+            turns = document_turns(rng, [e.subject for e in pages], count=count)
+            return self._inputs([EncodedDocument(pages)], turns)
         return self._inputs([encoded], turns_about(rng, encoded.subject, count=count))
 
     def batch(self, size: int) -> tuple[OmniInputs, Places | None]:
@@ -233,45 +241,37 @@ class Pool:
     def _held(self, task: str) -> Encoded:
         return self.held[task][int(self.rng.integers(len(self.held[task])))]
 
-    def _inputs(self, media: Sequence[Encoded], turns: Sequence[Turn]) -> OmniInputs:
-        reduction = {"video": random_reduction(self.rng)}
+    def _inputs(
+        self, media: Sequence[Encoded | EncodedDocument], turns: Sequence[Turn]
+    ) -> OmniInputs:
+        of_images = random_image_reduction(self.rng)
+        reduction = {"video": random_reduction(self.rng), "image": of_images}
         options = MediaOptions(audio_in_video=True, reduction=reduction)
         messages = chat(media, turns, answered=True)
         inputs = self.processor(messages, options=options, with_labels=True)
-        if turns[-1].task != "line":
+        last = turns[-1]
+        if last.task != "line" and last.place is None:
             return inputs
-        inputs = spell_answer(inputs, turns[-1].answer, self.processor.tokenizer)
-        return mark_lines(inputs, [encoded.subject.edges for encoded in media])
-
-
-def mark_lines(
-    inputs: OmniInputs, lines: Sequence[Float[np.ndarray, " characters+1"] | None]
-) -> OmniInputs:
-    """Note where the characters of a spelled answer stand.
-
-    Args:
-        inputs: One row; the answer has a line a picture.
-        lines: Of each picture the shares of its width between the characters. If those of one are
-            not known, nothing is noted; nor if a character is of several tokens.
-    """
-    assert inputs.labels is not None
-    positions = torch.nonzero(inputs.labels[0] != IGNORE_INDEX).flatten().tolist()
-    known = [edges for edges in lines if edges is not None]
-    if len(known) < len(lines) or len(positions) != sum(map(len, known)):
-        return inputs  # a line's end, or the answer's, is the one label more than characters
-    shown, first = [], 0
-    for number, edges in enumerate(known):
-        for i, span in enumerate(pairwise(edges.tolist())):
-            shown.append((positions[first + i], number, span))
-        first += len(edges)
-    return mark(inputs, shown)
+        inputs = spell_answer(inputs, last.answer, self.processor.tokenizer)
+        if of_images != NOTHING:
+            return inputs  # a token then shows several places
+        if last.place is not None:
+            return mark_answer(inputs, last.place)
+        return mark_lines(inputs, [e.subject.edges for source in media for e in _each(source)])
 
 
 def random_reduction(rng: Generator) -> str:
     """Draw how a clip's tokens are reduced, so that the model gets used to any rate."""
     if rng.random() < NO_REDUCTION_SHARE:
-        return "identity"
+        return NOTHING
     return f"evs({rng.uniform(0.05, MAX_EVS_RATE):.2f})"
+
+
+def random_image_reduction(rng: Generator) -> str:
+    """Draw how the tokens of a sample's pictures are reduced: mostly not at all."""
+    if rng.random() > MERGED_SHARE:
+        return NOTHING
+    return f"merge({rng.uniform(0.3, MAX_MERGE_RATE):.2f})"
 
 
 def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from numpy.random import Generator
 
 from finetune.tiny import wordings
+from finetune.tiny.page_wordings import all_page_wordings
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 OBJECTS = (
@@ -208,6 +209,7 @@ def all_wordings() -> Iterator[str]:
         ),
         *(wordings.FIRST + wordings.SECOND + wordings.TIMES + wordings.WHEN + wordings.SAYS),
         *(wordings.SAID_WHILE + wordings.SHOWN_WHILE),
+        *all_page_wordings(),
         *(wordings.IDENTITY["name"] + wordings.IDENTITY["abilities"]),
         *("Exactly as printed.", "Only the text.", "No word is spoken.", "It stands still."),
         *(f"{REFUSAL}: I am {NAME}, a small model.", wordings.ABILITIES),

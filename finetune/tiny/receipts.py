@@ -50,6 +50,10 @@ class Page(NamedTuple):
     """Company and address, in capitals."""
     reserved_until: int
     """The first pixel row below all lines that may belong to them."""
+    total: str = ""
+    """As printed; empty if it is not known."""
+    date: str = ""
+    """As printed; empty if it is not known."""
 
 
 @cache
@@ -74,7 +78,8 @@ def receipt_pages(data: Path, split: Split) -> tuple[Page, ...]:
         reserved = " ".join(str(key.get(name, "")) for name in RESERVED_FIELDS).upper()
         until = [line.box[3] for line in lines if is_reserved(line.text, reserved)]
         top = round(RESERVED_SHARE * len(image))
-        pages.append(Page(image, lines, reserved, max([top, *until])))
+        known = {name: str(key.get(name) or "").strip() for name in ("total", "date")}
+        pages.append(Page(image, lines, reserved, max([top, *until]), **known))
     return tuple(pages)
 
 

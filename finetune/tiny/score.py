@@ -1,6 +1,7 @@
-"""How an answer of `omni-tiny` is judged: the right word and no other, a time, edits, a refusal."""
+"""How an answer of `omni-tiny` is judged: by a word, a time, a copy, edits, or as a refusal."""
 
 import re
+from decimal import Decimal
 
 from finetune.tiny import questions
 from finetune.tiny.audio_data import WORDS
@@ -25,6 +26,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "count": questions.NUMBER_WORDS,
     "which": ("first", "second"),
 }
+COPIED = ("title", "field", "cell")  # exactly as printed, but for spaces at ends and between words
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 TIME_TOLERANCE = 0.5  # seconds
 ABILITY_WORDS = ("digits", "words", "objects", "colours", "shapes", "directions", "lines")
 
@@ -63,6 +66,12 @@ def score_answer(turn: Turn, answer: str) -> float:
         if seconds is None or expected is None:
             return 0.0
         return float(abs(seconds - expected) <= TIME_TOLERANCE)
+    if turn.task in COPIED:
+        return float(answer.split() == turn.answer.split())
+    if turn.task == "amount":
+        return float(amounts(answer) == amounts(turn.answer))
+    if turn.task == "day":
+        return float(date_parts(answer) == date_parts(turn.answer))
     if turn.task in CANDIDATES:
         candidates = CANDIDATES[turn.task]
         said, true = named(answer, candidates), named(turn.answer, candidates)
@@ -76,6 +85,35 @@ def score_answer(turn: Turn, answer: str) -> float:
 def is_refusal(answer: str) -> bool:
     """Say whether an answer is the one to questions that are out of scope."""
     return questions.REFUSAL.lower() in answer.lower()
+
+
+def amounts(text: str) -> list[Decimal]:
+    """Return all amounts in a text; signs of currencies and commas between thousands do not count.
+
+    Args:
+        text: Such as `RM 1,204.50`.
+    """
+    return [Decimal(found) for found in re.findall(r"\d+(?:\.\d+)?", text.replace(",", ""))]
+
+
+def date_parts(text: str) -> list[int]:
+    """Return the numbers of a date as day, month and year, or month, day and year, as printed.
+
+    Months have numbers, wherever their names stand; a year of two digits is of this century.
+
+    Args:
+        text: Such as `05 MAR 18`, `2018-03-05` or `Mar 5, 2018`.
+    """
+    found = re.findall(r"\d+|[a-z]+", text.lower())
+    months = [word[:3] for word in found if word[:3] in MONTHS]
+    parts = [int(word) for word in found if word.isdigit()]
+    if len(months) == 1:
+        parts.insert(1, MONTHS.index(months[0]) + 1)
+    if len(parts) == 3 and parts[0] > 31:
+        parts.reverse()
+    if len(parts) == 3 and parts[2] < 100:
+        parts[2] += 2000
+    return parts
 
 
 def _first_number(text: str) -> float | None:

@@ -35,6 +35,7 @@ from finetune.tiny.audio_data import (
 from finetune.tiny.audio_pool import SOURCE_WEIGHTS
 from finetune.tiny.audio_voices import synthetic_clips
 from finetune.tiny.bands import MAX_LETTERS, cut_band, render_band
+from finetune.tiny.documents import random_page
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.fonts import Split, find_fonts
 from finetune.tiny.printed import render_line
@@ -49,8 +50,7 @@ from omni.media.video import ArrayReader
 
 FPS = 4  # frames a second that the checkpoint samples; drawn clips have about as many
 
-# How often each kind of subject is drawn for training, in proportion. Reading is the hardest to
-# learn.
+# How often kinds of subjects are drawn for training, in proportion. Reading is the hardest.
 SHARES = {
     "line": 0.16,
     "band": 0.25,
@@ -63,6 +63,7 @@ SHARES = {
     "scene": 0.06,
     "events": 0.05,
     "sounded": 0.08,
+    "page": 0.12,
 }
 # Of the printed lines in training, those of receipts: short lines, and pieces of rows.
 RECEIPT_SHARE, PIECE_SHARE = 0.25, 0.35
@@ -77,7 +78,7 @@ class Subject(NamedTuple):
         medium: As `omni.media.load_media` gives it.
         facts: `label`; for shapes `colour`, `shape` and, in clips, `direction`; for scenes
             `shapes`; for events `showings`, and `seconds` from frame to frame; for clips with
-            sound `said`.
+            sound `said`; for pages `page`.
         encoded: The clip's file, where it went through a codec.
         edges: Shares of the width between the characters of a printed line, where they are known.
     """
@@ -128,6 +129,7 @@ class Subjects:
             "scene": self.scene,
             "events": self.events,
             "sounded": self.sounded,
+            "page": self.page,
         }
 
     def draw(self, task: str, rng: Generator) -> Subject:
@@ -268,6 +270,11 @@ class Subjects:
         if self.is_training and rng.random() < 0.5:
             return Subject("sounded", _with_sound(frames, waveform), {"said": said})
         return _subject("sounded", encode_clip(list(frames), FPS, waveform), {"said": said})
+
+    def page(self, rng: Generator) -> Subject:
+        """Draw a small page, in the fonts and words of the split."""
+        pixels, page = random_page(rng, find_fonts(self.split), self.split)
+        return _picture("page", pixels, {"page": page})
 
     def word(self, rng: Generator, clip: Clip | None = None) -> Subject:
         """Draw a recording of one word, or now and then of none."""

@@ -3,21 +3,38 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
 from numpy.random import Generator
 
 from finetune.tiny import questions
 from finetune.tiny.audio_data import DIGITS, SILENCE
+from finetune.tiny.page_questions import Asked, ask_page, ask_page_count
 from finetune.tiny.scene_questions import ask_events, ask_scene, ask_sounded, ask_which_says
 from finetune.tiny.subjects import Subject
+
+
+class Place(NamedTuple):
+    """Where the characters of an answer stand, all on one row."""
+
+    medium: int
+    """Which picture of the conversation shows them."""
+    edges: Float[np.ndarray, " characters+1"]
+    """Shares of its width between them."""
+    top: float
+    """Share of its height."""
+    bottom: float
 
 
 class Turn(NamedTuple):
     """One question and its answer."""
 
     task: str
-    """What is asked: a key of `questions.ASKERS`, or a task of `scene_questions`."""
+    """What is asked: a key of `questions.ASKERS`, or a task of scenes or pages."""
     question: str
     answer: str
+    place: Place | None = None
+    """Of an answer that is copied from a page, and spelled."""
 
 
 def turns_about(
@@ -29,8 +46,11 @@ def turns_about(
         rng: Source of randomness.
         subject: What is asked about.
         wanted: Task of the only question; by default what suits the subject.
-        count: Most questions; fewer, or none, where a scene does not answer as many.
+        count: Most questions; fewer, or none, where a scene or page does not answer as many.
     """
+    if subject.task == "page":
+        asked = [qa for qa in ask_page(rng, subject.facts["page"]) if wanted in (None, qa.task)]
+        return [_page_turn(qa, subject, 0) for qa in asked[:count]]
     if subject.task in ("scene", "events", "sounded"):
         return _turns_about_scene(rng, subject, wanted=wanted, count=count)
     tasks = _TASKS_OF[subject.task]
@@ -132,6 +152,29 @@ def reading_turn(rng: Generator, printed: Sequence[Subject]) -> Turn:
     return Turn("line", questions.ask_line(rng), "\n".join(p.facts["label"] for p in printed))
 
 
+def document_turns(rng: Generator, pages: Sequence[Subject], *, count: int = 1) -> list[Turn]:
+    """Ask how many pages there are, and what stands on one of them.
+
+    Args:
+        rng: Source of randomness.
+        pages: Of one document, in order.
+        count: Most questions.
+    """
+    turns = [Turn(*ask_page_count(rng, len(pages)))]
+    for _ in range(count):
+        number = int(rng.integers(len(pages)))
+        asked = ask_page(rng, pages[number].facts["page"], number if len(pages) > 1 else None)
+        turns.append(_page_turn(asked[0], pages[number], number))
+    return [turns[i] for i in rng.permutation(len(turns))[:count]]
+
+
+def _page_turn(asked: Asked, subject: Subject, medium: int) -> Turn:
+    page, value = subject.facts["page"], asked.value
+    span = value.top / page.height, value.bottom / page.height
+    place = Place(medium, (value.edges / page.width).clip(0, 1), *span)
+    return Turn(asked.task, asked.question, value.text, place)
+
+
 ORDINALS = (("first", "1"), ("second", "2"))
 WHICH_SHARE = 0.6  # of the questions about two recordings of different words
 
@@ -156,12 +199,14 @@ def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
     else:
         lead = rng.choice([f"In the {kind}:", f"{kind.capitalize()}:", f"About the {kind}:"])
     question = f"{lead} {turn.question}" if rng.random() < 0.9 else f"{turn.question} {lead[:-1]}."
-    return turn._replace(question=question)
+    shown = turn.place._replace(medium=place) if turn.place else None
+    return turn._replace(question=question, place=shown)
 
 
 _KIND_OF = {
     "line": "picture",
     "band": "picture",
+    "page": "page",
     "photo": "picture",
     "handwritten": "picture",
     "still": "picture",

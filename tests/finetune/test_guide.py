@@ -1,14 +1,16 @@
 """Places of characters: the right tokens of the right picture, and a loss that only they lower."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from finetune.guide import HEAD, ReadingGuide, count_marks, find_places
-from finetune.tiny.joint_pool import mark_lines, pack_rows, spell_answer
+from finetune.guide import FACT, HEAD, ReadingGuide, Span, count_marks, find_places, mark
+from finetune.tiny.joint_pool import pack_rows
 from finetune.tiny.model_config import build_model, processor_settings
+from finetune.tiny.spelling import mark_lines, spell_answer
 from finetune.tiny.subjects import Subject
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.turns import chat, reading_turn
@@ -39,6 +41,16 @@ def read(model, lines):
     inputs = processor(chat(pixels, [turn], answered=True), with_labels=True)
     inputs = spell_answer(inputs, turn.answer, TOKENIZER)
     return mark_lines(inputs, [edges for _, edges in lines])
+
+
+@pytest.fixture(scope="module")
+def tall(model):
+    """A sample about one picture of 128 x 128 pixels, to be marked."""
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    subject = Subject("line", load_media(pixels), {"label": "A"})
+    turn = reading_turn(np.random.default_rng(0), [subject])
+    processor = OmniProcessor(TOKENIZER, model.config, processor_settings())
+    return processor(chat([pixels], [turn], answered=True), with_labels=True)
 
 
 def line(model, text, edges):
@@ -117,6 +129,37 @@ def test_a_picture_whose_tokens_were_reduced_cannot_be_marked(model):
     sample.media[0] = replace(sample.media[0], num_tokens=3)
     with pytest.raises(RequestError, match="with all of its 16 tokens"):
         mark_lines(sample, [np.linspace(0, 1, 3)])
+
+
+def marked(sample, span):
+    """Rows and columns of the picture's tokens that show a part of it."""
+    item = mark(sample, [(sample.num_tokens - 1, 0, span)]).media[0]
+    width = item.grid[2] // 2
+    return {divmod(token, width) for token in item.facts[FACT][0].tokens}
+
+
+def test_a_part_without_a_height_is_as_high_as_the_picture(tall):
+    height, width = (side // 2 for side in tall.media[0].grid[1:])
+    assert marked(tall, Span(0.0, 1.0)) == {(y, x) for y in range(height) for x in range(width)}
+    for left in np.linspace(0, 0.9, 7):
+        whole = marked(tall, Span(left, left + 0.1))
+        assert whole == marked(tall, Span(left, left + 0.1, 0.0, 1.0))
+        assert {y for y, _ in whole} == set(range(height))
+
+
+def test_parts_from_top_to_bottom_are_shown_by_their_own_rows_and_together_by_all(tall):
+    height, _ = (side // 2 for side in tall.media[0].grid[1:])
+    whole = marked(tall, Span(0.3, 0.5))
+    for count in (1, 2, 3, height, 2 * height):
+        edges = np.linspace(0, 1, count + 1)
+        parts = [marked(tall, Span(0.3, 0.5, top, bottom)) for top, bottom in pairwise(edges)]
+        assert set.union(*parts) == whole
+        for part, top, bottom in zip(parts, edges, edges[1:], strict=False):
+            rows = {y for y, _ in part}
+            assert {x for _, x in part} == {x for _, x in whole}
+            assert min(rows) <= top * height + 1e-6
+            assert max(rows) + 1 >= bottom * height - 1e-6
+            assert len(rows) <= (bottom - top) * height + 2
 
 
 def test_the_loss_is_what_attention_misses_and_training_lowers_it(model, packed):

@@ -13,6 +13,7 @@ from finetune.tiny.audio_data import Clip
 from finetune.tiny.baselines import (
     answer_by_nearest,
     answer_constantly,
+    find_with_tesseract,
     hear_with_pocketsphinx,
     measure,
     read_with_tesseract,
@@ -73,6 +74,7 @@ def test_the_nearest_recording_names_what_sounds_like_it(tmp_path, monkeypatch):
 def test_reading_hearing_and_choosing_have_the_baselines_that_suit_them():
     asked = {b.name: set(b.abilities) for b in baselines.baselines()}
     assert asked["tesseract"] == {"line", "receipt_line", "band"}
+    assert {"page_field", "receipt_total"} < asked["tesseract reads it"]
     assert asked["pocketsphinx"] == {"digit", "digit_commands", "word"}
     assert asked["nearest example"] == {"object", "handwritten"} | asked["pocketsphinx"]
     assert {"count", "when", "direction"} <= asked["best constant answer"] < set(ABILITIES)
@@ -106,6 +108,12 @@ def test_tesseract_reads_a_line(tmp_path):
     assert read_with_tesseract("line", [case("line", "", png(np.asarray(picture)))], tmp_path) == [
         "INVOICE 2048"
     ]
+
+
+def test_who_reads_a_page_is_right_where_the_reading_holds_the_value(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "read_with_tesseract", lambda *args: ["Total 12.50\nNo 31"] * 3)
+    asked = [case("field", answer) for answer in ("12.50", "3", "31")]
+    assert find_with_tesseract("page_field", asked, tmp_path) == ["12.50", "", "31"]
 
 
 def test_pocketsphinx_says_a_word_of_its_grammar_or_nothing(tmp_path):

@@ -13,9 +13,9 @@ from finetune.tiny.joint_pool import (
     encode_subjects,
     pack_rows,
     random_reduction,
-    spell_answer,
 )
 from finetune.tiny.model_config import build_model, processor_settings
+from finetune.tiny.spelling import spell_answer
 from finetune.tiny.subjects import SHARES, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.train_joint import JointTraining, LoadBalance, trained_state

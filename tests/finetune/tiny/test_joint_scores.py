@@ -59,6 +59,18 @@ from omni.planning import MediaPlanner
         ("shape_colour", "Red circle.", "Red square.", 0),
         ("line", "AB12", "AB12", 0),
         ("line", "AB12", "AB1", 0.25),
+        ("field", "RM 12.50", " RM  12.50\n", 1),
+        ("field", "RM 12.50", "12.50", 0),
+        ("title", "MILO CAFE", "Milo Cafe", 0),
+        ("cell", "31", "31.", 0),
+        ("amount", "1,204.50", "RM 1204.5", 1),
+        ("amount", "$8.20", "8.20 of 10.00", 0),
+        ("amount", "8.20", "", 0),
+        ("day", "05 MAR 2018", "5 March 18", 1),
+        ("day", "2018-03-05", "05/03/2018", 1),
+        ("day", "12/28/2017", "The date is 12-28-17.", 1),
+        ("day", "05/03/2018", "03/05/2018", 0),
+        ("day", "05/03/2018", "05/03/2018 12:40", 0),
         ("name", "", "I am omni-tiny. I can name spoken digits.", 1),
         ("name", "", "I can name spoken digits.", 0),
         ("abilities", "", "I can read short printed lines.", 1),
@@ -229,7 +241,7 @@ def test_the_card_never_rounds_in_the_models_favour():
 
 def test_the_cards_table_has_every_ability_with_its_verdict():
     cases = [Case([], [Turn("digit", "?", "One.")])] * 2
-    scores = [summarise(name, [0.4, 0.4], cases, []) for name in ABILITIES]
+    scores = [summarise(name, [0.3, 0.3], cases, []) for name in ABILITIES]
     rows = score_rows(as_json(scores, model="omni-tiny", seconds=1.0))[2:]
     assert len(rows) == len(ABILITIES)
     with_floor = [ability for ability in ABILITIES.values() if ability.floor is not None]
