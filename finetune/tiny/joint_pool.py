@@ -255,9 +255,12 @@ class Pool:
         inputs = spell_answer(inputs, last.answer, self.processor.tokenizer)
         if of_images != NOTHING:
             return inputs  # a token then shows several places
-        if last.place is not None:
-            return mark_answer(inputs, last.place)
-        return mark_lines(inputs, [e.subject.edges for source in media for e in _each(source)])
+        pictures = [encoded for source in media for encoded in _each(source)]
+        if last.place is None:
+            return mark_lines(inputs, [encoded.subject.edges for encoded in pictures])
+        before = pictures[: last.place.medium]  # of which clips with sound are two items
+        item = sum(len(encoded.windows) for encoded in before)
+        return mark_answer(inputs, last.place._replace(medium=item))
 
 
 def random_reduction(rng: Generator) -> str:

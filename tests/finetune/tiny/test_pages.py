@@ -9,6 +9,7 @@ import torch
 from encoders.vision.preprocessing import choose_image_grid
 from finetune.guide import FACT
 from finetune.tiny import documents, joint_pool, page_texts
+from finetune.tiny.audio_data import Clip
 from finetune.tiny.documents import HEIGHTS, WIDTHS, random_page
 from finetune.tiny.fonts import find_fonts
 from finetune.tiny.joint_pool import EncodedDocument, EncodedProcessor, Pool, encode_subjects
@@ -19,7 +20,8 @@ from finetune.tiny.page_texts import KINDS, MAX_ROW, is_held_out, random_page_te
 from finetune.tiny.paging import DPI, as_pdf
 from finetune.tiny.printed import CHARACTERS
 from finetune.tiny.score import score_answer
-from finetune.tiny.subjects import Subject
+from finetune.tiny.sounded import random_sounded
+from finetune.tiny.subjects import FPS, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.turns import Turn, chat, document_turns, pair_turn, turns_about
 from finetune.tiny.vision_data import MAX_PATCHES, MIN_PATCHES
@@ -198,6 +200,20 @@ def test_marks_of_an_answer_point_at_the_cells_of_its_letters(towers, monkeypatc
             assert (max(rows) + 1 - min(rows)) <= (value.bottom - value.top) / page.height * (
                 height
             ) + 2
+
+
+def test_marks_are_those_of_the_page_behind_a_clip_with_sound(towers, monkeypatch):
+    monkeypatch.setattr(joint_pool, "MERGED_SHARE", 0.0)
+    processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
+    pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
+    words = [Clip(np.ones(8000, np.float32), word, "tones") for word in ("one", "two")]
+    frames, track, said = random_sounded(np.random.default_rng(0), words, FPS)
+    clip = load_media(encode_clip(list(frames), FPS, track))
+    pair = [Subject("sounded", clip, {"said": said}), page_subject(0)]
+    [turn] = turns_about(np.random.default_rng(0), pair[1])
+    turn = turn._replace(place=turn.place._replace(medium=1))
+    inputs = pool._inputs(encode_subjects(towers, processor.settings, pair), [turn])
+    assert [FACT in item.facts for item in inputs.media] == [False, False, True]
 
 
 def test_merged_pictures_are_trained_on_without_marks(towers, monkeypatch):
