@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from finetune.tiny.evaluate import make_cases
 
-SHOWN = ("handwritten", "line", "still", "count", "position", "attribute")
+SHOWN = ("handwritten", "line", "still", "count", "position", "attribute", "page_field")
 MOST = 2  # of an ability
 COLUMNS, WIDTH, HEIGHT, CAPTION, MARGIN = 3, 300, 150, 64, 12  # pixels but the first
 FONT_SIZE = 13

@@ -16,6 +16,7 @@ from transformers import NemotronHConfig
 from omni.backbone.cache import KeyValueState
 from omni.backbone.layers import ResidualLinear
 from omni.backbone.products import Linear
+from omni.backbone.shared_keys import attend_to_shared_keys, suits_shared_keys
 
 # Most entries of a mask that exist at once. PyTorch makes floats of them, on a CPU 8 MiB. Small
 # pieces cost there an eighth of the attention of 45,000 keys (measured); an accelerator has the
@@ -62,6 +63,11 @@ class Mask:
             real = self.key_mask[:, None, None, : len(keys)].to(device)
             visible = visible & (real | (keys == itself))
         return visible
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether nothing is hidden but what comes later."""
+        return self.key_mask is None and self.segment_ids is None
 
     @cached_property
     def runs(self) -> list[list[tuple[int, int]]] | None:
@@ -144,11 +150,15 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch heads seq head_dim"]:
         """Run PyTorch's attention; with a mask a few queries at a time, over the keys they see.
 
+        On some CPUs long prompts without padding have a faster way, see `shared_keys`.
+
         Packed sequences run one by one on a CPU, where a mask hides keys and saves no work; an
         accelerator wants many queries at once.
         """
         dropout = self.dropout if self.training else 0.0
         has_groups = k.shape[1] != q.shape[1]
+        if not dropout and (mask is None or mask.is_causal) and suits_shared_keys(q, k):
+            return attend_to_shared_keys(q, k, v)
         if mask is None:
             return F.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, enable_gqa=has_groups
