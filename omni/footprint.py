@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni.backbone.attention import MAX_CPU_MASK_SIZE, MAX_MASK_SIZE
+from omni.backbone.shared_keys import MAX_SCORES, MIN_SCORES
 from omni.backbone.ssd import MAX_CHUNK_SIZE
 from omni.config import OmniConfig
 from omni.encoding import MAX_ROWS_PER_CPU_PASS, MAX_ROWS_PER_PASS
@@ -156,8 +157,10 @@ def decoder_bytes(text: Any, num_tokens: int, runtime: Runtime, *, past: int = 0
     entries = min(chunk * num_tokens, MAX_CPU_MASK_SIZE if runtime.on_cpu else MAX_MASK_SIZE)
     # Of the first chunk attention is plain causal; later ones have a mask, as booleans and floats.
     mask = (1 + FLOAT32) * entries if num_tokens > chunk else 0
+    is_long = runtime.on_cpu and chunk * num_tokens >= MIN_SCORES
+    scores = 2 * FLOAT32 * MAX_SCORES if is_long else 0  # of some queries, and their softmax
     widest = max(_layer_bytes(text, kind, chunk, b) for kind in set(_kinds(text)))
-    return widest + mask + text.vocab_size * (b + FLOAT32)
+    return widest + max(mask, scores) + text.vocab_size * (b + FLOAT32)
 
 
 def training_bytes(text: Any, num_tokens: int, b: int, *, recompute: bool = False) -> int:

@@ -7,6 +7,8 @@ then products of the size that `products.linear` is fastest at, and nothing larg
 attention for 2,048 positions (docs/adr/0016).
 """
 
+from itertools import product
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,20 +47,18 @@ def attend_to_shared_keys(
     kv_heads, keys = k.shape[1:3]
     group, past = heads // kv_heads, keys - seq
     step = max(MAX_SCORES // (group * keys), 1)
-    k, v = k.contiguous(), v.contiguous()
     q = (q * head_dim**-0.5).view(batch, kv_heads, group, seq, head_dim)
     out = q.new_empty(batch, seq, kv_heads, group, head_dim)
-    for row in range(batch):
+    for row, head in product(range(batch), range(kv_heads)):
+        own_k, own_v = k[row, head].contiguous(), v[row, head].contiguous()  # a cache's are so
         for start in range(0, seq, step):
             stop = min(start + step, seq)
             end = min(-(-(past + stop) // KEY_STEP) * KEY_STEP, keys)
             positions = torch.arange(past + start, end)
-            later = positions > positions[: stop - start, None]  # (s, keys)
-            for head in range(kv_heads):  # rows are (positions x group)
-                rows = q[row, head, :, start:stop].transpose(0, 1).reshape(-1, head_dim)
-                scores = linear(rows, k[row, head, :end]).view(stop - start, group, end)
-                scores[..., past + start :].masked_fill_(later[:, None], -torch.inf)
-                shares = scores.softmax(-1).view(-1, end)
-                mixed = linear(shares, v[row, head, :end].t())
-                out[row, start:stop, head] = mixed.view(stop - start, group, head_dim)
+            later = positions > positions[: stop - start, None]  # (positions, keys)
+            rows = q[row, head, :, start:stop].transpose(0, 1).reshape(-1, head_dim)
+            scores = linear(rows, own_k[:end]).view(stop - start, group, end)
+            scores[..., past + start :].masked_fill_(later[:, None], -torch.inf)
+            mixed = linear(scores.softmax(-1).view(-1, end), own_v[:end].t())
+            out[row, start:stop, head] = mixed.view(stop - start, group, head_dim)
     return out.flatten(2, 3).transpose(1, 2)
