@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.finetune.test_loop import SETTINGS, conversation, losses, weights
+from tests.finetune.test_loop import SETTINGS, conversation, losses, missed, weights
 from tests.support.rows import write_jsonl, write_media
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +51,11 @@ def finish(process):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(data, tmp_path):
-    settings = replace(SETTINGS, samples_per_step=4, max_bad_share=0.5, balance_rate=0.01)
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_two_processes_learn_what_one_learns(data, tmp_path, guidance):
+    settings = replace(
+        SETTINGS, samples_per_step=4, max_bad_share=0.5, balance_rate=0.01, guidance=guidance
+    )
     finish(start(data, tmp_path / "one", settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -66,6 +69,8 @@ def test_two_processes_learn_what_one_learns(data, tmp_path):
     for process in processes:
         finish(process)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert missed(tmp_path / "two") == pytest.approx(missed(tmp_path / "one"), rel=1e-4)
+    assert bool(missed(tmp_path / "one")) == bool(guidance)
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)
