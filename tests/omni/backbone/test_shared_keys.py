@@ -1,4 +1,4 @@
-"""Few large products give what PyTorch's attention gives, with and without a past."""
+"""Few large products give what PyTorch's attention gives, and its gradients."""
 
 import pytest
 import torch
@@ -28,13 +28,20 @@ def made(shape, dtype=torch.float64):
 def test_it_is_attention_whatever_the_pieces(batch, kv_heads, group, seq, past, most, step):
     q = made((batch, kv_heads * group, seq, 8))
     k, v = made((batch, kv_heads, seq + past, 8)), made((batch, kv_heads, seq + past, 8))
+    for tensor in (q, k, v):
+        tensor.requires_grad_()
+    above = made(q.shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared_keys, "MAX_SCORES", most)
         patch.setattr(shared_keys, "KEY_STEP", step)
         found = attend_to_shared_keys(q, k, v)
+        gradients = torch.autograd.grad(found, (q, k, v), above)
     visible = torch.ones(seq, seq + past, dtype=torch.bool).tril(past)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    their = torch.autograd.grad(expected, (q, k, v), above)
+    for a, b in zip(gradients, their, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
 def test_keys_between_those_of_other_heads_are_read_rightly():
@@ -67,10 +74,9 @@ def test_long_prompts_take_it_and_give_the_same_scores(monkeypatch):
     assert len(calls) == 4  # two layers, two stretches
 
 
-def test_short_prompts_gradients_and_other_types_do_not_take_it(monkeypatch):
+def test_short_prompts_and_other_types_do_not_take_it(monkeypatch):
     monkeypatch.setattr(shared_keys, "prefers_onednn", lambda: True)
     q, k = made((1, 4, 1024, 8), torch.float32), made((1, 2, 1024, 8), torch.float32)
     assert suits_shared_keys(q, k)
     assert not suits_shared_keys(q[:, :, :900], k[:, :, :900])
     assert not suits_shared_keys(q.bfloat16(), k.bfloat16())
-    assert not suits_shared_keys(q.clone().requires_grad_(), k)
