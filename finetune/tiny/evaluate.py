@@ -420,7 +420,10 @@ def evaluate(
 
 
 def with_relative_floors(scores: Sequence[Score]) -> list[Score]:
-    """Set the floors of rows that are measured by a plain row; none where that was not asked."""
+    """Set the floors of rows that are measured by a plain row.
+
+    None where that was not asked, or scores so little that anything would do.
+    """
     means = {score.ability: score.mean for score in scores}
     found = []
     for score in scores:
@@ -428,7 +431,7 @@ def with_relative_floors(scores: Sequence[Score]) -> list[Score]:
         if below is not None and below[0] in means:
             plain, tolerance = means[below[0]], below[1]
             floor = plain + tolerance if score.is_error else plain - tolerance
-            score = replace(score, floor=floor)
+            score = replace(score, floor=floor if floor > 0 else None)
         found.append(score)
     return found
 

@@ -115,6 +115,7 @@ def test_a_floor_of_an_error_is_a_ceiling():
         ("colour_evs", 0.96, 0.92, False, ">= 93.0 % (plain row - 3)"),
         ("dialogue_still", 1.0, 0.98, True, ">= 98.0 % (plain row - 2)"),
         ("dialogue_still", 1.0, 0.97, False, ">= 98.0 % (plain row - 2)"),
+        ("page_second", 0.0, 0.0, None, ""),
         ("receipt_line_quarter", 0.08, 0.11, True, "<= 11.0 % (plain row + 3)"),
         ("receipt_line_quarter", 0.08, 0.12, False, "<= 11.0 % (plain row + 3)"),
     ],
