@@ -137,8 +137,7 @@ def score_rows(evaluation: dict[str, Any]) -> list[str]:
         evaluation: What `omni eval tiny --json` printed.
     """
     rows = [
-        "| ability | questions | score | 95 % interval | goal | reached |"
-        " others |",
+        "| ability | questions | score | 95 % interval | goal | reached | others |",
         "| --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for row in evaluation["abilities"]:

@@ -3,7 +3,7 @@
 A fortieth of the steps. Measured once, on a hundred held-out questions each: the colour of a moving
 shape 62 %, its name and abilities 100 %, out of scope 98 %; the best constant answer names 17 % of
 the colours. Photographs (17 %), handwritten digits (18 %) and drawn shapes with their colour (15 %)
-are hardly better than it yet. Other processors round otherwise, so two thirds of that are asked for.
+are hardly better than it yet. Other processors round otherwise, so two thirds of it are asked for.
 """
 
 from pathlib import Path
