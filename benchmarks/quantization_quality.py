@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 import omni
-from finetune.tiny.evaluate import ABILITIES, BATCH, MAX_ANSWER_TOKENS, Case, make_cases
+from finetune.tiny.abilities import ABILITIES
+from finetune.tiny.evaluate import BATCH, MAX_ANSWER_TOKENS, Case, make_cases
 from finetune.tiny.score import score_answer
 from finetune.tiny.turns import chat
 from omni.assistant import Assistant

@@ -242,7 +242,7 @@ def score_table(scores: "list[Score]", model: str, seconds: float) -> Table:
         model: Name of the model.
         seconds: What the evaluation took.
     """
-    from finetune.tiny.evaluate import ABILITIES
+    from finetune.tiny.abilities import ABILITIES
 
     table = Table(title=f"{model} on held-out data, {seconds:.0f} s")
     columns = ["ability", "n", "score", "95 % interval", "floor", ""]

@@ -6,7 +6,8 @@ Reading a line and naming a direction are the detail-sensitive ones: a few token
 from pathlib import Path
 
 from finetune.bench.reduce import BenchCase, BenchTask
-from finetune.tiny.evaluate import ABILITIES, Case, make_cases
+from finetune.tiny.abilities import ABILITIES
+from finetune.tiny.evaluate import Case, make_cases
 from finetune.tiny.score import score_answer
 from finetune.tiny.turns import chat
 

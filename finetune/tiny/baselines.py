@@ -23,9 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from finetune.tiny import questions
+from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, load_clips
 from finetune.tiny.audio_pool import log_mel
-from finetune.tiny.evaluate import ABILITIES, Case, OtherScore, summarise
+from finetune.tiny.evaluate import Case, OtherScore, summarise
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.errors import RequestError

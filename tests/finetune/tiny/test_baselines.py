@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 
 from finetune.tiny import baselines
+from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.audio_data import Clip
 from finetune.tiny.baselines import (
     answer_by_nearest,
@@ -18,7 +19,7 @@ from finetune.tiny.baselines import (
     measure,
     read_with_tesseract,
 )
-from finetune.tiny.evaluate import ABILITIES, Case
+from finetune.tiny.evaluate import Case
 from finetune.tiny.fonts import find_fonts, load_font
 from finetune.tiny.turns import Turn
 from finetune.tiny.vision_data import PHOTO_CLASSES

@@ -11,10 +11,10 @@ from PIL import Image
 from finetune.cli import register
 from finetune.tiny import evaluate as tiny_evaluate
 from finetune.tiny import mistakes, questions, subjects
+from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.audio_data import DIGITS, Clip
 from finetune.tiny.card import percent_down, percent_up, score_rows
 from finetune.tiny.evaluate import (
-    ABILITIES,
     QUARTER,
     Case,
     OtherScore,
