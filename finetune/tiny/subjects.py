@@ -26,7 +26,6 @@ from finetune.tiny.audio_data import (
     augment,
     background,
     draw_word,
-    draw_words,
     group_by_label,
     load_clips,
     sort_words,
@@ -115,7 +114,7 @@ class Subjects:
         if self.is_training and voices is not None:
             self.clips += synthetic_clips(cache=voices)
         self.noises = [clip.waveform for clip in self.clips if clip.label == SILENCE]
-        self._words = draw_words(np.random.default_rng(0), self.clips, SOURCE_WEIGHTS)
+        self._word_rng = np.random.default_rng(0)
         self._shelf = sort_words(self.clips, SOURCE_WEIGHTS)
         self._makers: dict[str, Callable[[Generator], Subject]] = {
             "line": self.line,
@@ -282,7 +281,7 @@ class Subjects:
             noise = background(rng, int(rng.integers(4_000, 20_000)), self.noises)
             loudness = 10 ** (-rng.uniform(10, 50) / 20) / max(float(noise.std()), 1e-6)
             return _recording("word", noise * loudness, {"label": SILENCE})
-        clip = next(self._words) if clip is None else clip
+        clip = draw_word(self._word_rng, self._shelf) if clip is None else clip
         waveform = clip.waveform
         if self.is_training:
             waveform = augment(rng, waveform, self.noises)

@@ -4,8 +4,8 @@ Where many heads of queries share the keys of one (grouped-query attention, arXi
 queries of a few positions and all of these heads are the rows of one matrix. Scores and values are
 then products of the size that `products.linear` is fastest at, and nothing larger than
 `MAX_SCORES` lies between them. The backward pass makes the scores again, piece by piece, as flash
-attention does (arXiv 2205.14135, algorithm 4). On an AMD processor prompts of 1,000 to 16,000
-positions took half of the time of PyTorch's attention (docs/adr/0016).
+attention does (arXiv 2205.14135, algorithm 4). On an AMD processor, at released widths,
+prompts of 1,000 to 16,000 positions took half of the time of PyTorch's (docs/adr/0016).
 """
 
 from collections.abc import Iterator
