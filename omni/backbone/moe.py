@@ -22,7 +22,9 @@ from omni.errors import ConfigError
 MAX_COLUMN_TOKENS = 8
 """Most tokens whose experts are read column by column, one token at a time."""
 STRETCH_STEP = 8
-"""Rows to a multiple of which an expert's stretch is filled up; see `Stretches`."""
+"""Rows to a multiple of which an expert's stretch is filled up, at least; see `Stretches`."""
+STRETCH_SHARE = 4
+"""Of a longer stretch, the multiple is 2 to the minus this of the power of 2 below its rows."""
 
 
 class Router(nn.Module):
@@ -194,8 +196,9 @@ def lay_columns(model: nn.Module) -> None:
 class Stretches:
     """Where each (token, expert) pair lies when the pairs are laid out expert by expert.
 
-    Long stretches are filled up to a multiple of `STRETCH_STEP` rows, whose results nobody reads:
-    the library that multiplies prepares itself anew for every number of rows that it has not met.
+    Long stretches are filled up by a sixteenth at most, with rows whose results nobody reads: the
+    library that multiplies prepares itself anew for every number of rows that it has not met, which
+    takes a millisecond or two and half a megabyte each, and there are 16 numbers to an octave so.
     """
 
     tokens: Int[Tensor, " rows"]
@@ -220,7 +223,9 @@ class Stretches:
 
 
 def _round_up(counts: Tensor) -> Tensor:
-    return (counts + STRETCH_STEP - 1) // STRETCH_STEP * STRETCH_STEP
+    octave = torch.frexp(counts.double()).exponent - 1  # of 2 to the power of it, at most count
+    step = (2.0 ** (octave - STRETCH_SHARE)).long().clamp(min=STRETCH_STEP)
+    return (counts + step - 1) // step * step
 
 
 class _Gather(torch.autograd.Function):

@@ -46,6 +46,7 @@ def unfilled(monkeypatch):
     And with all products by operators that the counter knows.
     """
     monkeypatch.setattr(moe, "STRETCH_STEP", 1)
+    monkeypatch.setattr(moe, "STRETCH_SHARE", 60)
     monkeypatch.setattr(products, "MAX_WRITTEN_OUT", 0)
 
 

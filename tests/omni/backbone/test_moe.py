@@ -52,7 +52,7 @@ def test_every_pair_lies_in_the_stretch_of_its_expert(num_tokens, num_experts, s
     assert found.slots.unique().numel() == chosen.numel()
     counts = torch.bincount(chosen.flatten(), minlength=num_experts).tolist()
     for size, count in zip(found.sizes, counts, strict=True):
-        assert count <= size < count + STRETCH_STEP
+        assert count <= size < count + max(STRETCH_STEP, count / 16)
         assert size == count or size % STRETCH_STEP == 0
 
 
