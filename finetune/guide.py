@@ -1,15 +1,17 @@
-"""Tell attention where to read: on the character that comes next, and on the last one read.
+"""Tell attention where to read: on what comes next in the answer, and on what was read last.
 
-A decoder that spells what a picture shows has to find each character's place in it. Left alone it
-takes a hundred thousand lines to find out that there is a place to look for. In training the places
-are often known, so one head of the last attention layer is told to look at the next character, and
-one of the first at the one before: guided attention, as in speech synthesis (Tachibana, Uenoyama
-and Aihara 2018), with known places instead of a diagonal. Nothing of it is left in the model.
+A decoder that spells what a picture shows has to find each character's place in it, and one that
+says which word goes with a shape has to find the shape's time. Left alone it takes a hundred
+thousand samples to find out that there is a place to look for. In training the places are often
+known, so one head of the last attention layer is told to look at what the next token says, and one
+of the first at what the token before said: guided attention, as in speech synthesis (Tachibana,
+Uenoyama and Aihara 2018), with known places instead of a diagonal. Nothing of it is left in the
+model.
 
-    loss = -mean over characters of log( attention that falls on the tokens of the character )
+    loss = -mean over marks of log( attention that falls on the tokens of the place )
 
-Marks are kept with the picture that shows the character (`MediaItem.facts`) and count from its
-first token, so they hold wherever packing puts the sample.
+Marks are kept with the medium that shows the place (`MediaItem.facts`) and count from its first
+token, so they hold wherever packing puts the sample.
 """
 
 from collections.abc import Iterable
@@ -30,49 +32,52 @@ FACT = "shows"  # key of the marks in `MediaItem.facts`
 HEAD = 0  # of the queries, and of the keys
 FOLD = 2  # patches a side that make one token
 REACH = 0.5  # columns on either side of a character that are right as well
+LINE_END = 2  # tokens from the last of a line to the first of the next; further off: other answers
 
 
 class Span(NamedTuple):
-    """A part of a picture: shares of its width, and of its height."""
+    """A part of a medium: shares of its width, of its height, and of its duration."""
 
-    left: float
-    right: float
+    left: float = 0.0
+    right: float = 1.0
     top: float = 0.0
     bottom: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
 
 
 class Mark(NamedTuple):
-    """A character that a picture shows."""
+    """A token of the answer that a medium shows: a character, or a word."""
 
     query: int
-    """Where it is predicted, counted from the picture's first token."""
+    """Where it is predicted, counted from the medium's first token."""
     tokens: tuple[int, ...]
-    """The picture's tokens that show it, counted likewise."""
+    """The medium's tokens that show it, counted likewise."""
 
 
 class Places(NamedTuple):
-    """Where the characters of a batch are, one entry for each that is predicted."""
+    """Where the marks of a batch are, one entry for each token that is predicted."""
 
-    rows: Int[Tensor, " characters"]
-    queries: Int[Tensor, " characters"]
-    """Position at which the character is predicted."""
-    visible: Bool[Tensor, "characters positions"]
+    rows: Int[Tensor, " marks"]
+    queries: Int[Tensor, " marks"]
+    """Position at which the token is predicted."""
+    visible: Bool[Tensor, "marks positions"]
     """Positions of the same sample, up to the query."""
-    current: Bool[Tensor, "characters positions"]
-    """Tokens of the picture that show the character."""
-    previous: Bool[Tensor, "characters positions"]
-    """Tokens that show the one before; of the first, itself."""
+    current: Bool[Tensor, "marks positions"]
+    """Tokens of the medium that show it."""
+    previous: Bool[Tensor, "marks positions"]
+    """Tokens that show the one before; of the first of an answer, itself."""
 
 
 def mark(inputs: OmniInputs, shown: Iterable[tuple[int, int, Span]]) -> OmniInputs:
-    """Note which characters of the answer a sample's pictures show, and where.
+    """Note which tokens of the answers a sample's media show, and where.
 
     Args:
         inputs: One row.
-        shown: Of each character its position in the row, which medium shows it, and where.
+        shown: Of each token its position in the row, which medium shows it, and where.
 
     Raises:
-        RequestError: A medium that is no picture, or one whose tokens were reduced.
+        RequestError: A medium whose tokens were reduced.
     """
     marks: dict[int, list[Mark]] = {}
     for position, number, span in shown:
@@ -87,12 +92,12 @@ def mark(inputs: OmniInputs, shown: Iterable[tuple[int, int, Span]]) -> OmniInpu
 
 
 def count_marks(inputs: OmniInputs) -> int:
-    """Characters of a batch whose place is known."""
+    """Tokens of a batch whose place is known."""
     return sum(len(item.facts.get(FACT, ())) for item in inputs.media)
 
 
 def find_places(inputs: OmniInputs) -> Places | None:
-    """Find the marked characters of a batch, packed or padded on the right.
+    """Find the marked tokens of a batch, packed or padded on the right.
 
     Returns:
         Their places; None if nothing is marked.
@@ -120,25 +125,53 @@ def find_places(inputs: OmniInputs) -> Places | None:
         current[i, tokens] = True
     goes_on = torch.zeros(len(found), dtype=torch.bool)
     goes_on[1:] = (rows[1:] == rows[:-1]) & (own[1:] == own[:-1])
+    goes_on[1:] &= queries[1:] <= queries[:-1] + LINE_END
     previous = torch.where(goes_on[:, None], current.roll(1, 0), current)
     return Places(rows, queries, visible, current, previous)
 
 
+def is_whole(item: MediaItem) -> bool:
+    """Whether a medium has a token for every place, so that these can be marked."""
+    return item.num_tokens == _num_places(item)
+
+
+def _num_places(item: MediaItem) -> int:
+    if item.modality == "audio":
+        return item.grid[0]
+    steps, height, width = _places(item)
+    return steps * height * width
+
+
+def _places(item: MediaItem) -> tuple[int, int, int]:
+    """Time steps, rows and columns of the tokens of a picture or a video, before reduction."""
+    _, height, width = item.grid  # a step of a video is a tubelet of several frames
+    return len(item.separators) + 1, height // FOLD, width // FOLD
+
+
 def _tokens_in(item: MediaItem, span: Span) -> tuple[int, ...]:
-    """A picture's tokens that show a part of it, or touch that at its sides."""
-    steps, height, width = item.grid[0], item.grid[1] // FOLD, item.grid[2] // FOLD
-    if item.modality != "image" or item.num_tokens != steps * height * width:
+    """A medium's tokens that show a part of it, or touch that at its sides."""
+    if not is_whole(item):
         raise RequestError(
-            f"{item.name}: expected a picture with all of its {steps * height * width} tokens, to "
-            f"say what its columns show; found {item.modality} with {item.num_tokens}."
+            f"{item.name}: expected all of its {_num_places(item)} tokens, to say what they show; "
+            f"found {item.num_tokens}. Leave out the reduction of {item.modality}."
         )
+    if item.modality == "audio":
+        return tuple(_cells(span.start, span.end, item.num_tokens, REACH))
+    steps, height, width = _places(item)
     columns = _cells(span.left, span.right, width, REACH)
     lines = _cells(span.top, span.bottom, height, 0.0)  # the rows of print above are near
-    return tuple(line * width + column for line in lines for column in columns)
+    times = _cells(span.start, span.end, steps, 0.0)
+    _, offsets = item.lay([height * width] * steps)  # where separators leave them
+    return tuple(
+        offsets[(time * height + line) * width + column]
+        for time in times
+        for line in lines
+        for column in columns
+    )
 
 
 def _cells(start: float, end: float, count: int, reach: float) -> range:
-    """Columns, or rows, of tokens between two shares of a side; one at least."""
+    """Columns, rows or steps of tokens between two shares of a side; one at least."""
     first = max(0, int(np.floor(start * count - reach)))
     last = min(count - 1, int(np.ceil(end * count + reach)) - 1)
     return range(min(first, last), last + 1)
@@ -178,7 +211,7 @@ class ReadingGuide:
         self.inputs.clear()
 
     def loss(self, places: Places) -> Tensor:
-        """Return what the pass that has just been made missed, summed over the characters."""
+        """Return what the pass that has just been made missed, summed over the marks."""
         first, last = self.mixers
         return 0.5 * (
             self._miss(first, places, places.previous) + self._miss(last, places, places.current)

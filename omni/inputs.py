@@ -180,7 +180,11 @@ class OmniInputs:
 
 
 def collate(
-    samples: Sequence[OmniInputs], *, pad_token_id: int, padding_side: Literal["left", "right"]
+    samples: Sequence[OmniInputs],
+    *,
+    pad_token_id: int,
+    padding_side: Literal["left", "right"],
+    multiple_of: int = 1,
 ) -> OmniInputs:
     """Pad samples to one batch, one row each.
 
@@ -188,11 +192,13 @@ def collate(
         samples: Batches of any number of rows.
         pad_token_id: Id that fills the padding; it is masked everywhere.
         padding_side: ``right`` for training, ``left`` to generate.
+        multiple_of: Pad on to a multiple of so many tokens, so that few lengths occur.
 
     Returns:
         One batch; its media know their new rows and columns.
     """
     length = max(sample.input_ids.shape[1] for sample in samples)
+    length = -(-length // multiple_of) * multiple_of
     rows = sum(sample.input_ids.shape[0] for sample in samples)
     input_ids = torch.full((rows, length), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros((rows, length), dtype=torch.bool)

@@ -20,10 +20,9 @@ from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
 from finetune.tiny.page_cases import count_cases, document_cases, receipt_cases
 from finetune.tiny.receipts import receipt_lines
-from finetune.tiny.scene_questions import ask_which_says
 from finetune.tiny.score import score_answer
 from finetune.tiny.subjects import Subject, Subjects
-from finetune.tiny.turns import Turn, chat, text_turn, turns_about
+from finetune.tiny.turns import Turn, chat, text_turn, turns_about, which_turn
 from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
 from omni.assistant import Assistant
 from omni.media import Audio, Image
@@ -206,7 +205,7 @@ def make_cases(
             while second.label == first.label:
                 second = spoken[int(source.integers(len(spoken)))]
             both = [subjects.word(source, clip) for clip in (first, second)]
-            asked = Turn(*ask_which_says(source, (first.label, second.label)))
+            asked = which_turn(source, (first.label, second.label))
             cases.append(Case([as_file(s) for s in both], [asked]))
         return cases
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.guide import Places, find_places
 from finetune.tiny.paging import PictureDocument
-from finetune.tiny.spelling import mark_answer, mark_lines, spell_answer
+from finetune.tiny.spelling import mark_answers, spell_answers
 from finetune.tiny.subjects import SHARES, Subject, Subjects
 from finetune.tiny.turns import (
     Turn,
@@ -45,12 +45,13 @@ NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their t
 MAX_EVS_RATE = 0.7
 MERGED_SHARE, MAX_MERGE_RATE = 0.12, 0.75  # of the samples; the same for pictures
 NOTHING = "identity"  # the reducer that keeps every token
-TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.10, 0.01, 0.7
+TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.14, 0.01, 0.7
 # Of the pictures with print: several are read one after the other, and how many at most.
 SEVERAL_SHARE = {"band": 0.2, "line": 0.6}
 MOST_PICTURES = {"band": 5, "line": 14}
 DOCUMENT_SHARE, MOST_PAGES = 0.4, 5  # of the pages: one or several as a document
 ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
+LENGTH_STEP = 128  # of rows: each new length costs the products milliseconds to prepare for
 
 
 Batch = tuple[OmniInputs, Places | None, int]  # with the number of subjects drawn so far
@@ -244,23 +245,22 @@ class Pool:
     def _inputs(
         self, media: Sequence[Encoded | EncodedDocument], turns: Sequence[Turn]
     ) -> OmniInputs:
-        of_images = random_image_reduction(self.rng)
-        reduction = {"video": random_reduction(self.rng), "image": of_images}
+        images = random_image_reduction(self.rng)
+        reduction = {"video": random_reduction(self.rng), "image": images}
         options = MediaOptions(audio_in_video=True, reduction=reduction)
         messages = chat(media, turns, answered=True)
         inputs = self.processor(messages, options=options, with_labels=True)
-        last = turns[-1]
-        if last.task != "line" and last.place is None:
-            return inputs
-        inputs = spell_answer(inputs, last.answer, self.processor.tokenizer)
-        if of_images != NOTHING:
-            return inputs  # a token then shows several places
-        pictures = [encoded for source in media for encoded in _each(source)]
-        if last.place is None:
-            return mark_lines(inputs, [encoded.subject.edges for encoded in pictures])
-        before = pictures[: last.place.medium]  # of which clips with sound are two items
-        item = sum(len(encoded.windows) for encoded in before)
-        return mark_answer(inputs, last.place._replace(medium=item))
+        inputs = spell_answers(inputs, turns, self.processor.tokenizer)
+        return mark_answers(inputs, turns, _items_of(media))
+
+
+def _items_of(media: Sequence[Encoded | EncodedDocument]) -> list[list[int]]:
+    """Items of each page, picture, clip or recording; a clip with sound has two."""
+    items: list[list[int]] = []
+    for encoded in (encoded for source in media for encoded in _each(source)):
+        first = items[-1][-1] + 1 if items else 0
+        items.append([first + n for n in range(len(encoded.windows))])
+    return items
 
 
 def random_reduction(rng: Generator) -> str:
@@ -296,7 +296,7 @@ def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:
         rows[row].append(samples[index])
         room[row] -= length
     packed = [pack(row) for row in rows]
-    return collate(packed, pad_token_id=pad_token_id, padding_side="right")
+    return collate(packed, pad_token_id=pad_token_id, padding_side="right", multiple_of=LENGTH_STEP)
 
 
 class PoolBatches(torch.utils.data.IterableDataset[Batch]):

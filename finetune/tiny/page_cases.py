@@ -42,7 +42,7 @@ def document_cases(rng: Generator, subjects: Subjects, count: int) -> Iterator[t
     for number in range(count):
         pages = [subjects.page(rng) for _ in range(2 + number % (MOST_PAGES - 1))]
         turns = document_turns(rng, pages, count=2)
-        yield _pdf(pages), next(turn for turn in turns if turn.place is not None)
+        yield _pdf(pages), next(turn for turn in turns if turn.spelled)
 
 
 def receipt_cases(

@@ -79,11 +79,6 @@ def ask_line(rng: Generator) -> str:
     return vary(rng, wordings.LINE, endings=("Exactly as printed.", "Only the text.", "Please."))
 
 
-def answer_line(label: str, rng: Generator) -> str:
-    """Return the text of the line and nothing else."""
-    return label
-
-
 def ask_colour(rng: Generator) -> str:
     """Ask for the colour of the shape in a clip or a picture."""
     return vary(rng, wordings.COLOUR)

@@ -5,9 +5,11 @@ A question is asked only where its answer is plain: a corner is no middle, a sid
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from numpy.random import Generator
 
+from finetune.guide import Span
 from finetune.tiny import wordings
 from finetune.tiny.questions import NUMBER_WORDS, sentence, vary
 from finetune.tiny.scenes import Placed, Shown
@@ -29,7 +31,16 @@ SIDE_WORDS = {  # how a side is named in questions
 }
 CENTRE = Placed("", "", 0.5, 0.5)
 
-QA = tuple[str, str, str]  # task, question, answer
+
+class QA(NamedTuple):
+    """A question, its answer, and what shows that, where it is one place."""
+
+    task: str
+    question: str
+    answer: str
+    span: Span | None = None
+    is_heard: bool = False
+    """In the sound of a clip, not in its frames."""
 
 
 def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
@@ -50,43 +61,57 @@ def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
     for placed in shapes:
         if kinds[placed.shape] == 1 and len(shapes) > 1:
             answer = sentence(placed.colour)
-            asked.append(_qa(rng, "colour", wordings.COLOUR_OF, answer, shape=placed.shape))
+            asked.append(
+                _shown_by(
+                    placed, _qa(rng, "colour", wordings.COLOUR_OF, answer, shape=placed.shape)
+                )
+            )
         if colours[placed.colour] == 1 and len(shapes) > 1:
             answer = sentence(placed.shape)
-            asked.append(_qa(rng, "shape", wordings.SHAPE_OF, answer, colour=placed.colour))
+            asked.append(
+                _shown_by(
+                    placed, _qa(rng, "shape", wordings.SHAPE_OF, answer, colour=placed.colour)
+                )
+            )
         corner = _corner(placed)
         if corner and sum(_same_kind(placed, other) for other in shapes) == 1:
             named = {"colour": placed.colour, "shape": placed.shape}
-            asked.append(_qa(rng, "corner", wordings.CORNER, sentence(corner), **named))
+            answer = sentence(corner)
+            asked.append(_shown_by(placed, _qa(rng, "corner", wordings.CORNER, answer, **named)))
     for side, reach in SIDES.items():
         ordered = sorted(shapes, key=reach)
         if len(shapes) > 1 and reach(ordered[-1]) - reach(ordered[-2]) > APART:
             answer = _kind(ordered[-1])
-            asked.append(_qa(rng, "side", wordings.SIDE, answer, **SIDE_WORDS[side]))
+            asked.append(
+                _shown_by(ordered[-1], _qa(rng, "side", wordings.SIDE, answer, **SIDE_WORDS[side]))
+            )
         far = [placed for placed in shapes if reach(placed) > reach(CENTRE) - MIDDLE]
         if len(far) == 1 and reach(far[0]) > reach(CENTRE) + MIDDLE:
             answer = _kind(far[0])
-            asked.append(_qa(rng, "side", wordings.HALF, answer, place=SIDE_WORDS[side]["place"]))
+            place = SIDE_WORDS[side]["place"]
+            asked.append(_shown_by(far[0], _qa(rng, "side", wordings.HALF, answer, place=place)))
     return _shuffled(rng, asked)
 
 
-def ask_events(rng: Generator, showings: Sequence[Shown], seconds_a_frame: float) -> list[QA]:
+def ask_events(
+    rng: Generator, showings: Sequence[Shown], seconds_a_frame: float, num_frames: int
+) -> list[QA]:
     """Ask all that a clip of shapes that come and go answers, in random order and wording.
 
     Args:
         rng: Source of randomness.
         showings: In order of time.
         seconds_a_frame: Between two frames.
+        num_frames: Of the clip.
     """
     if len({(shown.colour, shown.shape) for shown in showings}) > 1:
-        first, second = showings
-        return _shuffled(
-            rng,
-            [
-                _qa(rng, "side", wordings.FIRST, _kind(first)),
-                _qa(rng, "side", wordings.SECOND, _kind(second)),
-            ],
-        )
+        asked = []
+        for shown, patterns in zip(showings, (wordings.FIRST, wordings.SECOND), strict=True):
+            qa = _shown_by(shown, _qa(rng, "side", patterns, _kind(shown)))
+            assert qa.span is not None
+            times = {"start": shown.first / num_frames, "end": shown.end / num_frames}
+            asked.append(qa._replace(span=qa.span._replace(**times)))
+        return _shuffled(rng, asked)
     asked = [_qa(rng, "count", wordings.TIMES, _number(len(showings)))]
     if showings[0].first > 0:
         start = f"At {seconds_a_frame * showings[0].first:.1f} seconds."
@@ -94,12 +119,13 @@ def ask_events(rng: Generator, showings: Sequence[Shown], seconds_a_frame: float
     return _shuffled(rng, asked)
 
 
-def ask_sounded(rng: Generator, said: Sequence[Said]) -> list[QA]:
+def ask_sounded(rng: Generator, said: Sequence[Said], seconds: float) -> list[QA]:
     """Ask which word goes with each shape of a clip, and which shape with each word.
 
     Args:
         rng: Source of randomness.
         said: In order of time; no shape and no word twice.
+        seconds: Duration of the clip.
     """
     asked = []
     for one in said:
@@ -109,27 +135,44 @@ def ask_sounded(rng: Generator, said: Sequence[Said]) -> list[QA]:
         if sum(one.colour == other.colour for other in said) == 1:
             names.append(f"{one.colour} shape")
         thing, word = str(rng.choice(names)), sentence(one.word)
-        asked.append(_qa(rng, "word", wordings.SAID_WHILE, word, thing=thing))
+        heard, seen = (
+            Span(start=start / seconds, end=min(end / seconds, 1.0))
+            for start, end in (one.said_s, one.shown_s)
+        )
+        qa = _qa(rng, "word", wordings.SAID_WHILE, word, thing=thing)
+        asked.append(qa._replace(span=heard, is_heard=True))
         quoted = str(rng.choice([one.word, f"'{one.word}'", f"the word {one.word}"]))
-        asked.append(_qa(rng, "shape_colour", wordings.SHOWN_WHILE, _kind(one), word=quoted))
+        qa = _qa(rng, "shape_colour", wordings.SHOWN_WHILE, _kind(one), word=quoted)
+        asked.append(qa._replace(span=seen))
     if len(said) == 1:
         asked.append(_qa(rng, "word", wordings.WORD, sentence(said[0].word)))
     return _shuffled(rng, asked)
 
 
-def ask_which_says(rng: Generator, words: tuple[str, str]) -> QA:
+def ask_which_says(rng: Generator, words: tuple[str, str]) -> tuple[int, QA]:
     """Ask which of two recordings says a word.
 
     Args:
         rng: Source of randomness.
         words: Of the first and of the second recording, not the same.
+
+    Returns:
+        Which one it is, from 0, and the question.
     """
     place = int(rng.integers(2))
-    return _qa(rng, "which", wordings.SAYS, f"The {('first', 'second')[place]}.", word=words[place])
+    qa = _qa(rng, "which", wordings.SAYS, f"The {('first', 'second')[place]}.", word=words[place])
+    return place, qa
 
 
 def _qa(rng: Generator, task: str, patterns: Sequence[str], answer: str, **filled: str) -> QA:
-    return task, vary(rng, patterns).format(**filled), answer
+    return QA(task, vary(rng, patterns).format(**filled), answer)
+
+
+def _shown_by(placed: Placed | Shown, qa: QA) -> QA:
+    """Say that a shape shows the answer."""
+    across = placed.x - placed.radius, placed.x + placed.radius
+    down = placed.y - placed.radius, placed.y + placed.radius
+    return qa._replace(span=Span(*across, *down))
 
 
 def _shuffled(rng: Generator, asked: list[QA]) -> list[QA]:

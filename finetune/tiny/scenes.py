@@ -28,6 +28,8 @@ class Placed(NamedTuple):
     """Centre, share of the width."""
     y: float
     """Centre, share of the height."""
+    radius: float = 0.0
+    """Share of the smaller side."""
 
 
 class Shown(NamedTuple):
@@ -39,20 +41,27 @@ class Shown(NamedTuple):
     """The first frame that shows it."""
     end: int
     """The first frame that does not show it any more."""
+    x: float = 0.5
+    """Centre, share of the width."""
+    y: float = 0.5
+    """Centre, share of the height."""
+    radius: float = 0.0
+    """Share of the smaller side."""
 
 
 def random_scene(
-    rng: Generator,
+    rng: Generator, size: tuple[int, int] | None = None
 ) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[Placed, ...]]:
-    """Draw a picture of 96 to 224 pixels a side, with up to `MAX_SHAPES` shapes that do not touch.
+    """Draw a picture with up to `MAX_SHAPES` shapes that do not touch.
 
     Args:
         rng: Source of randomness.
+        size: `(height, width)` in pixels; by default 96 to 224 a side.
 
     Returns:
         The picture and its shapes, in no order.
     """
-    height, width = int(rng.integers(96, 225)), int(rng.integers(96, 225))
+    height, width = size or random_size(rng)
     count = int(rng.integers(1, MAX_SHAPES + 1))
     paper, colours = _paper(rng, height, width)
     if rng.random() < 0.5:  # few kinds, so that there is something to count
@@ -68,8 +77,14 @@ def random_scene(
         taken.append((*found, radius))
         colour, shape = str(rng.choice(colours)), str(rng.choice(shapes))
         paper = _drawn(rng, paper, colour, shape, radius, found)
-        placed.append(Placed(colour, shape, found[0] / width, found[1] / height))
+        share = radius / min(height, width)
+        placed.append(Placed(colour, shape, found[0] / width, found[1] / height, share))
     return _noisy(rng, paper), tuple(placed)
+
+
+def random_size(rng: Generator) -> tuple[int, int]:
+    """Draw height and width of a scene, in pixels."""
+    return int(rng.integers(96, 225)), int(rng.integers(96, 225))
 
 
 def random_events(
@@ -96,7 +111,7 @@ def random_events(
         Shown(*kinds[i if in_turn else 0], int(ends[2 * i]), int(ends[2 * i + 1]))
         for i in range(count)
     )
-    return _shown(rng, paper, radius, showings, num_frames), showings
+    return _shown(rng, paper, radius, showings, num_frames)
 
 
 def random_sequence(
@@ -122,7 +137,7 @@ def random_sequence(
         showings.append(Shown(str(colour), str(shape), now + int(pause), now + int(pause) + length))
         now = showings[-1].end
     radius = side * rng.uniform(0.1, 0.22)
-    return _shown(rng, paper, radius, showings, now + int(pauses[-1])), tuple(showings)
+    return _shown(rng, paper, radius, showings, now + int(pauses[-1]))
 
 
 def _shown(
@@ -131,15 +146,18 @@ def _shown(
     radius: float,
     showings: Sequence[Shown],
     num_frames: int,
-) -> UInt8[np.ndarray, "frames height width 3"]:
+) -> tuple[UInt8[np.ndarray, "frames height width 3"], tuple[Shown, ...]]:
     """A clip with each shape at a place of its own, as long as it is seen."""
     side = len(paper)
-    frames = [paper] * num_frames
+    frames, placed = [paper] * num_frames, []
     for shown in showings:
         x, y = rng.uniform(radius, side - radius, 2)
         drawn = _drawn(rng, paper, shown.colour, shown.shape, radius, (float(x), float(y)))
         frames[shown.first : shown.end] = [drawn] * (shown.end - shown.first)
-    return np.stack([_noisy(rng, frame) for frame in frames])
+        placed.append(
+            shown._replace(x=float(x / side), y=float(y / side), radius=float(radius / side))
+        )
+    return np.stack([_noisy(rng, frame) for frame in frames]), tuple(placed)
 
 
 def _paper(

@@ -1,35 +1,39 @@
-"""Answers that are spelled, and where in the pictures their characters stand."""
+"""Answers that are spelled, and where the media show what an answer says."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from finetune.guide import Span, mark
+from finetune.guide import Span, is_whole, mark
 from finetune.tiny.tokenizer import encode_characters
-from finetune.tiny.turns import Place
+from finetune.tiny.turns import Turn
 from omni.inputs import IGNORE_INDEX, OmniInputs
 
 
-def spell_answer(inputs: OmniInputs, text: str, tokenizer: PreTrainedTokenizerBase) -> OmniInputs:
-    """Label a sample's answer byte by byte, also where it holds words of the vocabulary.
+def spell_answers(
+    inputs: OmniInputs, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase
+) -> OmniInputs:
+    """Label the spelled answers of a sample byte by byte, also where they hold words.
 
     Args:
-        inputs: One row whose only labelled stretch is the answer with its end token.
-        text: The answer.
+        inputs: One row, whose media come before the first answer.
+        turns: What its labelled stretches answer, in order.
         tokenizer: From `finetune.tiny.tokenizer`.
     """
+    if not any(turn.spelled for turn in turns):
+        return inputs
     assert inputs.labels is not None
-    (places,) = torch.nonzero(inputs.labels[0] != IGNORE_INDEX, as_tuple=True)
-    first, last = int(places[0]), int(places[-1])
-    spelled = torch.tensor([encode_characters(tokenizer, text)])
-    rows = []
-    for row in (inputs.input_ids, inputs.labels):
-        rows.append(torch.cat([row[:, :first], spelled, row[:, last:]], dim=1))
+    answers, rows = _answers(inputs), []
+    for row in (inputs.input_ids[0], inputs.labels[0]):
+        pieces, done = [], 0
+        for turn, answer in zip(turns, answers, strict=True):
+            if turn.spelled:
+                spelled = torch.tensor(encode_characters(tokenizer, turn.answer))
+                pieces += [row[done : answer.start], spelled]
+                done = answer.stop
+        rows.append(torch.cat([*pieces, row[done:]])[None])
     return replace(
         inputs,
         input_ids=rows[0],
@@ -38,43 +42,42 @@ def spell_answer(inputs: OmniInputs, text: str, tokenizer: PreTrainedTokenizerBa
     )
 
 
-def mark_lines(
-    inputs: OmniInputs, lines: Sequence[Float[np.ndarray, " characters+1"] | None]
+def mark_answers(
+    inputs: OmniInputs, turns: Sequence[Turn], items: Sequence[Sequence[int]]
 ) -> OmniInputs:
-    """Note where the characters of a spelled answer stand.
+    """Note where the media show what the answers say.
+
+    Nothing is noted of a spelled answer with a character of several tokens, nor where a medium
+    does not have all of its tokens.
 
     Args:
-        inputs: One row; the answer has a line a picture.
-        lines: Of each picture the shares of its width between the characters. If those of one are
-            not known, nothing is noted; nor if a character is of several tokens.
+        inputs: One row, spelled.
+        turns: What its labelled stretches answer, in order.
+        items: Of each medium that a turn may name, its items in the row: the sound of a clip
+            comes behind its frames.
     """
+    marks: list[tuple[int, int, Span]] = []
+    for turn, answer in zip(turns, _answers(inputs), strict=True):
+        shown = turn.shown if turn.spelled else turn.shown * len(answer)
+        if len(shown) != len(answer):
+            continue
+        for position, part in zip(answer, shown, strict=True):
+            if part is None:
+                continue
+            item = items[part.medium][int(part.is_track)]
+            if is_whole(inputs.media[item]):
+                marks.append((position, item, part.span))
+    return mark(inputs, marks)
+
+
+def _answers(inputs: OmniInputs) -> list[range]:
+    """Positions of each answer, without the token that ends it."""
     assert inputs.labels is not None
-    positions = torch.nonzero(inputs.labels[0] != IGNORE_INDEX).flatten().tolist()
-    known = [edges for edges in lines if edges is not None]
-    if len(known) < len(lines) or len(positions) != sum(map(len, known)):
-        return inputs  # a line's end, or the answer's, is the one label more than characters
-    shown, first = [], 0
-    for number, edges in enumerate(known):
-        for i, span in enumerate(pairwise(edges.tolist())):
-            shown.append((positions[first + i], number, Span(*span)))
-        first += len(edges)
-    return mark(inputs, shown)
-
-
-def mark_answer(inputs: OmniInputs, place: Place) -> OmniInputs:
-    """Note where the characters of a spelled answer stand on a page.
-
-    Args:
-        inputs: One row; each character of its answer is one token.
-        place: Of the answer.
-    """
-    assert inputs.labels is not None
-    positions = torch.nonzero(inputs.labels[0] != IGNORE_INDEX).flatten().tolist()[:-1]
-    spans = pairwise(place.edges.tolist())
-    return mark(
-        inputs,
-        [
-            (position, place.medium, Span(*columns, place.top, place.bottom))
-            for position, columns in zip(positions, spans, strict=True)
-        ],
-    )
+    labelled = torch.nonzero(inputs.labels[0] != IGNORE_INDEX).flatten().tolist()
+    answers: list[range] = []
+    for position in labelled:
+        if answers and position == answers[-1].stop:
+            answers[-1] = range(answers[-1].start, position + 1)
+        else:
+            answers.append(range(position, position + 1))
+    return [answer[:-1] for answer in answers]

@@ -25,14 +25,8 @@ from torch.utils.data import DataLoader
 from transformers import RadioModel
 
 from finetune.tiny.optimizers import build_optimizers, set_rates
-from finetune.tiny.vision_data import (
-    IGNORE,
-    BatchSizes,
-    Task,
-    VisionBatches,
-    spell,
-    validation_tasks,
-)
+from finetune.tiny.vision_batches import BatchSizes, VisionBatches, validation_tasks
+from finetune.tiny.vision_data import IGNORE, Task, spell
 from finetune.tiny.vision_tower import VisionHeads, build_tower, encode, fold, tower_config
 
 logger = logging.getLogger(__name__)
@@ -48,11 +42,25 @@ LOSS_WEIGHTS = {
     "shape": 0.2,
     "direction": 0.5,
     "cover": 1.0,
+    "thing_colour": 0.5,
+    "thing_shape": 0.8,
+    "centre": 0.5,
+    "outermost": 0.5,
+    "count": 0.4,
 }
 # Most places of a line picture show no text; at full weight they would drown the characters.
-NOTHING_WEIGHTS = {"reading": 0.3, "symbol": 0.15, "index": 0.15, "cover": 0.15}
+NOTHING_WEIGHTS = {
+    "reading": 0.3,
+    "symbol": 0.15,
+    "index": 0.15,
+    "cover": 0.15,
+    "thing_colour": 0.15,
+    "thing_shape": 0.15,
+    "centre": 0.15,
+}
 
 CONTINUED_RATE = 0.35  # of the learning rates, in a run that starts from trained weights
+HEAD_STEPS = 200  # of such a run, in which fresh heads learn what the tower says already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +83,7 @@ class VisionTraining:
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
         num_workers: Processes that make batches; 0 makes them in the training process.
         reads: The run starts from a tower that reads, so that few lines are easy.
+        head_steps: Steps in which only the heads learn, for fresh heads on a trained tower.
     """
 
     steps: int
@@ -91,12 +100,14 @@ class VisionTraining:
     bfloat16: bool = True
     num_workers: int = 1
     reads: bool = False
+    head_steps: int = 0
 
     def continued(self) -> "VisionTraining":
         """Return the settings of a run that starts from trained weights."""
         return replace(
             self,
             reads=True,
+            head_steps=HEAD_STEPS,
             learning_rate=CONTINUED_RATE * self.learning_rate,
             muon_learning_rate=CONTINUED_RATE * self.muon_learning_rate,
         )
@@ -135,7 +146,9 @@ def head_scores(
                 found["index"] = index
         if "cover" in task.targets:
             found["cover"] = heads.cover(features)
-        for name in ("photo", "digit", "colour", "shape", "direction"):
+        if "centre" in task.targets:
+            found.update(heads.scene(features))
+        for name in ("photo", "digit", "colour", "shape", "direction", "count"):
             if name in task.targets:
                 found[name] = heads.get_submodule(name)(tokens)
         scores.append({name: score.float() for name, score in found.items()})
@@ -147,6 +160,8 @@ def total_loss(scores: Sequence[dict[str, Tensor]], tasks: Sequence[Task]) -> Te
     losses = []
     for found, task in zip(scores, tasks, strict=True):
         for name, score in found.items():
+            if not (task.targets[name] != IGNORE).any():
+                continue  # its mean would be none
             class_weights = score.new_ones(score.shape[-1])
             class_weights[0] = NOTHING_WEIGHTS.get(name, 1.0)
             loss = F.cross_entropy(
@@ -190,7 +205,7 @@ def evaluate(
                     total[f"{task.name}/exact"] += 1
                 continue
             # Places without text would hide how well characters are told apart.
-            counted = target > 0 if name in ("symbol", "index", "cover") else target != IGNORE
+            counted = target > 0 if name in NOTHING_WEIGHTS else target != IGNORE
             right[f"{task.name}/{name}"] += float((score.argmax(-1) == target)[counted].sum())
             total[f"{task.name}/{name}"] += float(counted.sum())
     return {name: round(right[name] / total[name], 4) for name in sorted(total)}
@@ -224,6 +239,8 @@ def train(
         settings: Settings of the run.
         resume: Go on from the checkpoint in `out` if there is one.
         initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule.
+            Heads that it does not have, which is all of them when it is an unpacked checkpoint,
+            learn alone for the first `head_steps`.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
@@ -231,7 +248,8 @@ def train(
     heads = VisionHeads(tower.config.hidden_size)
     if initial is not None:
         tower.load_state_dict(load_file(initial / "vision_model.safetensors"))
-        heads.load_state_dict(load_file(initial / "heads.safetensors"))
+        if (initial / "heads.safetensors").is_file():
+            heads.load_state_dict(load_file(initial / "heads.safetensors"), strict=False)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizers = build_optimizers(
         parameters, tower.encoder.parameters(), weight_decay=settings.weight_decay
@@ -264,6 +282,7 @@ def train(
             muon=share * settings.muon_learning_rate,
             adamw=share * settings.learning_rate,
         )
+        tower.requires_grad_(step >= settings.head_steps)
         tower.zero_grad()
         heads.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
@@ -324,6 +343,13 @@ def _save(
     (out / "checkpoint.new").replace(out / "checkpoint.pt")
 
 
+def _items(text: str) -> tuple[str, int]:
+    task, _, count = text.partition("=")
+    if task not in BatchSizes._fields or not count.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected for example line=30")
+    return task, int(count)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -333,10 +359,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
+    parser.add_argument(
+        "--items",
+        action="append",
+        default=[],
+        type=_items,
+        metavar="TASK=COUNT",
+        help=f"items of a task in a step; one of {', '.join(BatchSizes._fields)}",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    plain = VisionTraining(steps=options.steps, seed=options.seed)
+    torch.set_num_threads(options.threads)
+    sizes = BatchSizes()._replace(**dict(options.items))
+    plain = VisionTraining(steps=options.steps, seed=options.seed, sizes=sizes)
     # The full rates wipe out in a hundred steps what a trained tower knows.
     settings = plain if options.initial is None else plain.continued()
     train(

@@ -1,29 +1,34 @@
 """Conversations about subjects: varied questions, fixed answers."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
 from numpy.random import Generator
 
+from finetune.guide import Span
 from finetune.tiny import questions
 from finetune.tiny.audio_data import DIGITS, SILENCE
 from finetune.tiny.page_questions import Asked, ask_page, ask_page_count
-from finetune.tiny.scene_questions import ask_events, ask_scene, ask_sounded, ask_which_says
+from finetune.tiny.scene_questions import (
+    QA,
+    ask_events,
+    ask_scene,
+    ask_sounded,
+    ask_which_says,
+)
 from finetune.tiny.subjects import Subject
+from omni.media import Video
 
 
-class Place(NamedTuple):
-    """Where the characters of an answer stand, all on one row."""
+class Shown(NamedTuple):
+    """What shows a part of an answer."""
 
     medium: int
-    """Which picture of the conversation shows them."""
-    edges: Float[np.ndarray, " characters+1"]
-    """Shares of its width between them."""
-    top: float
-    """Share of its height."""
-    bottom: float
+    """Which medium of the conversation, from 0."""
+    span: Span
+    is_track: bool = False
+    """The sound of a clip, not its frames."""
 
 
 class Turn(NamedTuple):
@@ -33,8 +38,10 @@ class Turn(NamedTuple):
     """What is asked: a key of `questions.ASKERS`, or a task of scenes or pages."""
     question: str
     answer: str
-    place: Place | None = None
-    """Of an answer that is copied from a page, and spelled."""
+    spelled: bool = False
+    """The answer is copied from print, character by character."""
+    shown: tuple[Shown | None, ...] = ()
+    """Of a spelled answer, what shows each character; of another, what shows all of it."""
 
 
 def turns_about(
@@ -51,6 +58,8 @@ def turns_about(
     if subject.task == "page":
         asked = [qa for qa in ask_page(rng, subject.facts["page"]) if wanted in (None, qa.task)]
         return [_page_turn(qa, subject, 0) for qa in asked[:count]]
+    if subject.task in ("line", "band"):
+        return [reading_turn(rng, [subject])]
     if subject.task in ("scene", "events", "sounded"):
         return _turns_about_scene(rng, subject, wanted=wanted, count=count)
     tasks = _TASKS_OF[subject.task]
@@ -67,16 +76,22 @@ def _turns_about_scene(
     if subject.task == "scene":
         asked = ask_scene(rng, subject.facts["shapes"])
     elif subject.task == "sounded":
-        asked = ask_sounded(rng, subject.facts["said"])
+        assert isinstance(subject.medium, Video)
+        asked = ask_sounded(rng, subject.facts["said"], subject.medium.duration_s)
     else:
-        asked = ask_events(rng, subject.facts["showings"], subject.facts["seconds"])
-    fitting = [qa for qa in asked if wanted in (None, qa[0])]
-    return [Turn(*qa) for qa in fitting[:count]]
+        assert isinstance(subject.medium, Video)
+        facts, num_frames = subject.facts, subject.medium.num_frames
+        asked = ask_events(rng, facts["showings"], facts["seconds"], num_frames)
+    fitting = [qa for qa in asked if wanted in (None, qa.task)]
+    return [_scene_turn(qa, 0) for qa in fitting[:count]]
+
+
+def _scene_turn(qa: QA, medium: int) -> Turn:
+    shown = (Shown(medium, qa.span, qa.is_heard),) if qa.span else ()
+    return Turn(qa.task, qa.question, qa.answer, shown=shown)
 
 
 _TASKS_OF = {
-    "line": ("line",),
-    "band": ("line",),
     "photo": ("object",),
     "word": ("digit", "digit", "word"),
     "digits": ("digits",),
@@ -149,7 +164,14 @@ def reading_turn(rng: Generator, printed: Sequence[Subject]) -> Turn:
         rng: Source of randomness.
         printed: Lines or bands, in prompt order.
     """
-    return Turn("line", questions.ask_line(rng), "\n".join(p.facts["label"] for p in printed))
+    text = "\n".join(subject.facts["label"] for subject in printed)
+    shown: list[Shown | None] = []
+    for medium, subject in enumerate(printed):
+        if subject.edges is None:  # somewhere, but where is not known
+            return Turn("line", questions.ask_line(rng), text, spelled=True)
+        line = [Shown(medium, Span(*edges)) for edges in pairwise(subject.edges.tolist())]
+        shown += [None, *line] if medium else line  # nothing shows the end of a line
+    return Turn("line", questions.ask_line(rng), text, spelled=True, shown=tuple(shown))
 
 
 def document_turns(rng: Generator, pages: Sequence[Subject], *, count: int = 1) -> list[Turn]:
@@ -170,13 +192,14 @@ def document_turns(rng: Generator, pages: Sequence[Subject], *, count: int = 1) 
 
 def _page_turn(asked: Asked, subject: Subject, medium: int) -> Turn:
     page, value = subject.facts["page"], asked.value
-    span = value.top / page.height, value.bottom / page.height
-    place = Place(medium, (value.edges / page.width).clip(0, 1), *span)
-    return Turn(asked.task, asked.question, value.text, place)
+    height = value.top / page.height, value.bottom / page.height
+    columns = pairwise((value.edges / page.width).clip(0, 1).tolist())
+    shown = tuple(Shown(medium, Span(*edges, *height)) for edges in columns)
+    return Turn(asked.task, asked.question, value.text, spelled=True, shown=shown)
 
 
 ORDINALS = (("first", "1"), ("second", "2"))
-WHICH_SHARE = 0.6  # of the questions about two recordings of different words
+WHICH_SHARE = 0.75  # of the questions about two recordings of different words
 
 
 def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
@@ -188,7 +211,7 @@ def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
     """
     spoken = [str(subject.facts["label"]) for subject in subjects if subject.task == "word"]
     if len({*spoken} - {SILENCE}) == 2 and rng.random() < WHICH_SHARE:
-        return Turn(*ask_which_says(rng, (spoken[0], spoken[1])))
+        return which_turn(rng, (spoken[0], spoken[1]))
     place = int(rng.integers(2))
     turn = turns_about(rng, subjects[place])[0]
     kinds = [_KIND_OF[subject.task] for subject in subjects]
@@ -199,8 +222,19 @@ def pair_turn(rng: Generator, subjects: Sequence[Subject]) -> Turn:
     else:
         lead = rng.choice([f"In the {kind}:", f"{kind.capitalize()}:", f"About the {kind}:"])
     question = f"{lead} {turn.question}" if rng.random() < 0.9 else f"{turn.question} {lead[:-1]}."
-    shown = turn.place._replace(medium=place) if turn.place else None
-    return turn._replace(question=question, place=shown)
+    shown = tuple(part and part._replace(medium=place) for part in turn.shown)
+    return turn._replace(question=question, shown=shown)
+
+
+def which_turn(rng: Generator, words: tuple[str, str]) -> Turn:
+    """Ask which of two recordings says a word.
+
+    Args:
+        rng: Source of randomness.
+        words: Of the first and of the second recording, not the same.
+    """
+    place, qa = ask_which_says(rng, words)
+    return _scene_turn(qa._replace(span=Span()), place)  # shown by all of that recording
 
 
 _KIND_OF = {

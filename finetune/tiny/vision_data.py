@@ -1,15 +1,14 @@
 """Training examples of the vision tower: photographs, digits, printed lines, shapes, clips.
 
 Pictures reach the tower exactly as in the product: `choose_image_grid` or `choose_video_grid`,
-then `resize_and_patchify`. A step's batch is a function of the seed and the step alone, so a run
-that is resumed sees what it would have seen.
+then `resize_and_patchify`.
 """
 
 import io
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +20,13 @@ from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from encoders.vision.preprocessing import (
     choose_image_grid,
     choose_video_grid,
     resize_and_patchify,
 )
+from finetune.tiny.documents import random_page
 from finetune.tiny.drawing import (
     COLOURS,
     DIRECTIONS,
@@ -37,7 +36,7 @@ from finetune.tiny.drawing import (
     random_still,
     shape_mask,
 )
-from finetune.tiny.fonts import Fonts, Split, find_fonts
+from finetune.tiny.fonts import Fonts, Split
 from finetune.tiny.printed import (
     CHARACTERS,
     MAX_CHARACTERS,
@@ -48,7 +47,6 @@ from finetune.tiny.printed import (
     render_line,
 )
 from finetune.tiny.receipts import crops_by_grid, cut
-from finetune.tiny.vision_augment import augment_digit, augment_photo
 from finetune.tiny.vision_tower import SUBCOLUMNS, Part
 
 PHOTO_CLASSES = (
@@ -173,8 +171,29 @@ def random_blocks(rng: Generator, fonts: Fonts, count: int, *, easy: bool) -> Ta
     """Draw `count` pictures full of text, with the symbol of every place as the only target."""
     drawn = [render_block(rng, fonts, easy=easy) for _ in range(count)]
     part = _part([block[0].image for block in drawn])
-    places = [_block_targets(block, part.grid) for block in drawn]
+    places = [_block_targets([[line] for line in block], part.grid) for block in drawn]
     return Task("block", part, {"symbol": torch.from_numpy(np.stack(places))})
+
+
+def random_pages(rng: Generator, fonts: Fonts, split: Split, count: int) -> Task:
+    """Draw `count` small pages, widened to a common size; targets as of `random_blocks`."""
+    drawn = [random_page(rng, fonts, split) for _ in range(count)]
+    height, width = (max(page[0].shape[side] for page in drawn) for side in (0, 1))
+    pictures, blocks = [], []
+    for pixels, page in drawn:
+        margins = (0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)
+        pictures.append(np.pad(pixels, margins, mode="edge"))
+        rows: list[list[Line]] = []
+        for text in page.printed:
+            line = Line(pictures[-1], text.text, text.edges, text.top, text.bottom)
+            if rows and line.top < (rows[-1][0].top + rows[-1][0].bottom) / 2:
+                rows[-1].append(line)  # a value beside its name
+            else:
+                rows.append([line])
+        blocks.append(rows)
+    part = _part(pictures)
+    symbol = np.stack([_block_targets(rows, part.grid) for rows in blocks])
+    return Task("page", part, {"symbol": torch.from_numpy(symbol)})
 
 
 def receipt_crops(rng: Generator, data: Path, split: Split, count: int) -> Task:
@@ -187,16 +206,6 @@ def receipt_crops(rng: Generator, data: Path, split: Split, count: int) -> Task:
     rows = [resize_and_patchify(torch.from_numpy(picture)[None], grid) for picture in pictures]
     texts = tuple(crop.text for crop in chosen)
     return Task("receipt", Part(torch.stack(rows), grid), {"reading": _reading(texts)}, texts)
-
-
-def easy_share(progress: float, *, reads: bool) -> float:
-    """Return the share of steps whose lines are easy.
-
-    Args:
-        progress: Share of all steps that is done.
-        reads: Whether the run started from a tower that reads.
-    """
-    return 0.05 if reads else float(np.clip((0.75 - progress) / 0.15, 0.1, 1.0))
 
 
 def random_stills(rng: Generator, count: int) -> Task:
@@ -237,97 +246,6 @@ def spell(numbers: list[int]) -> str:
     """Return the text of symbol numbers up to the first "nothing"."""
     end = numbers.index(0) if 0 in numbers else len(numbers)
     return "".join(CHARACTERS[number - 1] for number in numbers[:end])
-
-
-# ---- batches ----
-
-
-class BatchSizes(NamedTuple):
-    """Items of each task in one step; printed text is the hardest and the dearest."""
-
-    photo: int = 5
-    line: int = 30
-    receipt: int = 12
-    block: int = 20
-    digit: int = 6
-    clip: int = 5
-    still: int = 2
-
-
-class VisionBatches(Dataset[list[Task]]):
-    """Training batches by step number; item `step` is the same whenever it is asked for."""
-
-    def __init__(
-        self, data: Path, seed: int, num_steps: int, sizes: BatchSizes, *, reads: bool = False
-    ) -> None:
-        self.data, self.seed, self.num_steps, self.sizes = data, seed, num_steps, sizes
-        self.reads = reads
-        cifar_arrays(data, "train")  # decoded once, before worker processes are forked
-        if sizes.receipt:
-            crops_by_grid(data, "train", MIN_PATCHES, MAX_PATCHES)
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __getitem__(self, step: int) -> list[Task]:
-        rng = np.random.default_rng((self.seed, step))
-        pictures, labels = cifar_arrays(self.data, "train")
-        chosen = _epoch_order(self.seed, len(labels), step * self.sizes.photo, self.sizes.photo)
-        photo = photos(np.stack([augment_photo(rng, pictures[i]) for i in chosen]), labels[chosen])
-        pictures, labels = mnist_arrays(self.data, "train")
-        chosen = rng.integers(len(labels), size=self.sizes.digit)
-        easy = rng.random() < easy_share(step / self.num_steps, reads=self.reads)
-        fonts = find_fonts("train")
-        draw_lines = easy_lines if easy else random_lines
-        return [
-            photo,
-            draw_lines(rng, fonts, self.sizes.line),
-            random_blocks(rng, fonts, self.sizes.block, easy=easy),
-            digits([augment_digit(rng, pictures[i]) for i in chosen], labels[chosen]),
-            random_tubelets(rng, self.sizes.clip),
-            random_stills(rng, self.sizes.still),
-            *(
-                [receipt_crops(rng, self.data, "train", self.sizes.receipt)]
-                if self.sizes.receipt
-                else []
-            ),
-        ]
-
-
-def validation_tasks(data: Path, real: int, drawn: int, seed: int = 1) -> list[Task]:
-    """Make the fixed validation set: held-out photographs and digits, unseen fonts, new clips.
-
-    Args:
-        data: Folder of the training data.
-        real: Photographs and digits at most, each; there are 2,547 and about 480.
-        drawn: Items of each drawn task, rounded down to a multiple of 16, at least 16.
-        seed: Seed of what is drawn.
-    """
-    rng = np.random.default_rng((seed, 0x5EED))
-    tasks: list[Task] = []
-    pictures, labels = cifar_arrays(data, "validation")
-    order = rng.permutation(len(labels))[:real]
-    tasks += [photos(pictures[o], labels[o]) for o in _chunks(order)]
-    pictures, labels = mnist_arrays(data, "validation")
-    order = rng.permutation(len(labels))[:real]
-    for chunk in _chunks(order):
-        plain = [np.repeat(pictures[i][..., None], 3, axis=-1) for i in chunk]
-        tasks.append(digits(plain, labels[chunk]))
-    if (data / "sroie").exists():
-        tasks += [receipt_crops(rng, data, "validation", 16) for _ in range(max(1, drawn // 16))]
-    for make in _drawn_validation():
-        tasks += [make(rng) for _ in range(max(1, drawn // 16))]
-    return tasks
-
-
-def _drawn_validation() -> list[Callable[[Generator], Task]]:
-    fonts = find_fonts("validation")
-    return [
-        lambda rng: random_lines(rng, fonts, 16),
-        lambda rng: random_blocks(rng, fonts, 16, easy=False),
-        lambda rng: random_tubelets(rng, 16),
-        lambda rng: random_stills(rng, 16),
-    ]
 
 
 _CLIP_ASPECTS = ((3, 4), (9, 16), (4, 3), (16, 9))  # height, width
@@ -390,13 +308,19 @@ def _place_targets(line: Line, grid: tuple[int, int]) -> tuple[np.ndarray, np.nd
     return symbol_map, index_map
 
 
-def _block_targets(block: list[Line], grid: tuple[int, int]) -> np.ndarray:
+def _block_targets(block: list[list[Line]], grid: tuple[int, int]) -> np.ndarray:
     """Which symbol stands at each patch's subcolumns `(patches, subcolumns)` of several lines.
 
-    Patch rows that show two lines, or touch one only, count for nothing.
+    A line is of one text or of some beside each other. Patch rows that show two lines, or touch
+    one only, count for nothing.
     """
     rows, columns = grid
-    maps = np.stack([_place_targets(line, grid)[0].reshape(rows, -1) for line in block])
+    maps = np.stack(
+        [
+            np.max([_place_targets(text, grid)[0].reshape(rows, -1) for text in line], axis=0)
+            for line in block
+        ]
+    )
     shown = (maps > 0).any(-1)  # (lines, rows)
     only = maps[shown.argmax(0), np.arange(rows)]
     unclear = (shown.sum(0) > 1) | (~shown.any(0) & (maps == IGNORE).any((0, 2)))
@@ -419,19 +343,3 @@ def _shape_targets(facts: list[dict[str, str]]) -> dict[str, Tensor]:
         for key in names
         if key in facts[0]
     }
-
-
-def _epoch_order(seed: int, total: int, start: int, count: int) -> np.ndarray:
-    """Positions `start` to `start + count` of an endless row of shuffled epochs."""
-    places = np.arange(start, start + count)
-    orders = {e: _shuffled(seed, e, total) for e in np.unique(places // total).tolist()}
-    return np.asarray([orders[p // total][p % total] for p in places.tolist()])
-
-
-@cache
-def _shuffled(seed: int, epoch: int, total: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch, total)).permutation(total)
-
-
-def _chunks(order: np.ndarray, size: int = 64) -> list[np.ndarray]:
-    return [order[i : i + size] for i in range(0, len(order), size)]

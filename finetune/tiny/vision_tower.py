@@ -18,6 +18,7 @@ from transformers import AttentionInterface, RadioConfig, RadioModel
 
 from finetune.tiny.drawing import COLOURS, DIRECTIONS, SHAPES
 from finetune.tiny.printed import CHARACTERS, MAX_CHARACTERS
+from finetune.tiny.scenes import MAX_SHAPES
 
 NUM_SYMBOLS = len(CHARACTERS) + 1  # symbol 0 is "nothing here"
 SUBCOLUMNS = 2  # a patch column is 16 pixels wide, often wider than a character
@@ -195,6 +196,31 @@ class CoverHead(nn.Module):
         return self.cover(self.norm(features)).unflatten(-1, (8, 2))
 
 
+class SceneHead(nn.Module):
+    """For each patch: colour and shape of what is there, whether it is its centre, and outermost.
+
+    Outermost is asked of four sides.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.thing_colour = nn.Linear(hidden_size, 1 + len(COLOURS))
+        self.thing_shape = nn.Linear(hidden_size, 1 + len(SHAPES))
+        self.centre = nn.Linear(hidden_size, 2)
+        self.outermost = nn.Linear(hidden_size, 4 * 2)
+
+    def forward(self, features: Float[Tensor, "items patches hidden"]) -> dict[str, Tensor]:
+        """Return scores by target, `(items, patches, classes)` or `(items, patches, 4, 2)`."""
+        hidden = self.norm(features)
+        return {
+            "thing_colour": self.thing_colour(hidden),
+            "thing_shape": self.thing_shape(hidden),
+            "centre": self.centre(hidden),
+            "outermost": self.outermost(hidden).unflatten(-1, (4, 2)),
+        }
+
+
 class ReadingHead(nn.Module):
     """Twelve learned queries look at the folded tokens once and name the character of each index.
 
@@ -236,6 +262,8 @@ class VisionHeads(nn.Module):
         self.place = PlaceHead(hidden_size)
         self.reading = ReadingHead(hidden_size)
         self.cover = CoverHead(hidden_size)
+        self.scene = SceneHead(hidden_size)
+        self.count = PooledHead(hidden_size, MAX_SHAPES)
 
 
 def _matmul_attention(

@@ -10,7 +10,7 @@ import torch
 from finetune.guide import FACT, HEAD, ReadingGuide, Span, count_marks, find_places, mark
 from finetune.tiny.joint_pool import pack_rows
 from finetune.tiny.model_config import build_model, processor_settings
-from finetune.tiny.spelling import mark_lines, spell_answer
+from finetune.tiny.spelling import mark_answers, spell_answers
 from finetune.tiny.subjects import Subject
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.turns import chat, reading_turn
@@ -33,14 +33,14 @@ def read(model, lines):
     rng = np.random.default_rng(len(lines[0][0]))
     pixels = [rng.integers(0, 256, (32, 512, 3), dtype=np.uint8) for _ in lines]
     subjects = [
-        Subject("line", load_media(p), {"label": text})
-        for p, (text, _) in zip(pixels, lines, strict=True)
+        Subject("line", load_media(p), {"label": text}, edges=edges)
+        for p, (text, edges) in zip(pixels, lines, strict=True)
     ]
     processor = OmniProcessor(TOKENIZER, model.config, processor_settings())
     turn = reading_turn(rng, subjects)
     inputs = processor(chat(pixels, [turn], answered=True), with_labels=True)
-    inputs = spell_answer(inputs, turn.answer, TOKENIZER)
-    return mark_lines(inputs, [edges for _, edges in lines])
+    inputs = spell_answers(inputs, [turn], TOKENIZER)
+    return mark_answers(inputs, [turn], [[n] for n in range(len(lines))])
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_without_known_places_there_is_nothing_to_guide(model):
 def test_a_picture_whose_tokens_were_reduced_cannot_be_marked(model):
     sample = line(model, "AB", None)
     sample.media[0] = replace(sample.media[0], num_tokens=3)
-    with pytest.raises(RequestError, match="with all of its 16 tokens"):
-        mark_lines(sample, [np.linspace(0, 1, 3)])
+    with pytest.raises(RequestError, match="all of its 16 tokens"):
+        mark(sample, [(sample.num_tokens - 1, 0, Span(0.0, 1.0))])
 
 
 def marked(sample, span):

@@ -15,7 +15,7 @@ from finetune.tiny.joint_pool import (
     random_reduction,
 )
 from finetune.tiny.model_config import build_model, processor_settings
-from finetune.tiny.spelling import spell_answer
+from finetune.tiny.spelling import spell_answers
 from finetune.tiny.subjects import SHARES, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.train_joint import JointTraining, LoadBalance, trained_state
@@ -130,7 +130,7 @@ def test_a_spelled_answer_reads_the_same_and_nothing_else_is_labelled(models):
         np.random.default_rng(0), Subject("line", still().medium, {"label": "Total red 7"})
     )[0]
     inputs = processor(chat([], [turn], answered=True), with_labels=True)
-    spelled = spell_answer(inputs, turn.answer, TOKENIZER)
+    spelled = spell_answers(inputs, [turn], TOKENIZER)
     assert TOKENIZER.decode(spelled.input_ids[0]) == TOKENIZER.decode(inputs.input_ids[0])
     labels = spelled.labels[0][spelled.labels[0] != IGNORE_INDEX]
     assert len(labels) == len("Total red 7") + 1

@@ -7,8 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finetune.tiny.drawing import COLOURS
-from finetune.tiny.scene_questions import ask_events, ask_scene, ask_which_says
+from finetune.guide import FACT
+from finetune.tiny.drawing import COLOURS, SHAPES
+from finetune.tiny.model_config import build_model, processor_settings
+from finetune.tiny.scene_questions import SIDES, ask_events, ask_scene, ask_which_says
+from finetune.tiny.scene_targets import place_targets, random_event_tubelets, random_scenes
 from finetune.tiny.scenes import (
     MAX_SHAPES,
     MAX_TIMES,
@@ -18,11 +21,29 @@ from finetune.tiny.scenes import (
     random_scene,
 )
 from finetune.tiny.score import score_answer
+from finetune.tiny.spelling import mark_answers
 from finetune.tiny.subjects import Subject
-from finetune.tiny.turns import Turn, pair_turn
+from finetune.tiny.tokenizer import build_tokenizer
+from finetune.tiny.turns import Turn, chat, pair_turn, turns_about
+from finetune.tiny.vision_data import IGNORE
 from omni.media import load_media
+from omni.options import MediaOptions
+from omni.processor import OmniProcessor
 
 SEEDS = range(120)
+
+
+class OpenedProcessor(OmniProcessor):
+    """Takes media that are open already."""
+
+    def load_media(self, source, **options):
+        return source
+
+
+@pytest.fixture(scope="module")
+def processor():
+    tokenizer = build_tokenizer()
+    return OpenedProcessor(tokenizer, build_model(len(tokenizer)).config, processor_settings())
 
 
 def is_seen(pixels, placed_or_shown, x, y):
@@ -73,7 +94,7 @@ def test_answers_about_scenes_follow_from_the_facts():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         _, shapes = random_scene(rng)
-        for task, question, answer in ask_scene(rng, shapes):
+        for task, question, answer, *_ in ask_scene(rng, shapes):
             tasks[task] += 1
             assert "{" not in question
             assert score_answer(Turn(task, question, answer), answer) == 1
@@ -99,7 +120,7 @@ def test_answers_about_events_follow_from_the_facts():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         _, showings = random_events(rng)
-        for task, question, answer in ask_events(rng, showings, 0.25):
+        for task, question, answer, *_ in ask_events(rng, showings, 0.25, 16):
             tasks[task] += 1
             if task == "when":
                 assert answer == f"At {showings[0].first / 4:.1f} seconds."
@@ -114,7 +135,9 @@ def test_answers_about_events_follow_from_the_facts():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_of_two_recordings_the_one_that_says_the_word_is_asked_for(seed):
-    _, question, answer = ask_which_says(np.random.default_rng(seed), ("yes", "seven"))
+    place, qa = ask_which_says(np.random.default_rng(seed), ("yes", "seven"))
+    _, question, answer, *_ = qa
+    assert answer == ("The first.", "The second.")[place]
     assert ("yes" in question) == (answer == "The first.")
     assert ("seven" in question) == (answer == "The second.")
 
@@ -142,7 +165,7 @@ def asked(shapes, task, pattern):
     """Answers to all questions of a task whose wording matches, over many draws."""
     found = set()
     for seed in range(150):
-        for kind, question, answer in ask_scene(np.random.default_rng(seed), shapes):
+        for kind, question, answer, *_ in ask_scene(np.random.default_rng(seed), shapes):
             if kind == task and re.search(pattern, question, re.IGNORECASE):
                 found.add(answer)
     return found
@@ -176,6 +199,127 @@ def test_questions_about_events_by_hand():
     answers = {
         (task, a)
         for s in range(40)
-        for task, _, a in ask_events(np.random.default_rng(s), twice, 0.5)
+        for task, _, a, *_ in ask_events(np.random.default_rng(s), twice, 0.5, 12)
     }
     assert answers == {("count", "Two."), ("when", "At 1.0 seconds.")}
+
+
+# ---- what the vision tower learns from scenes ----
+
+
+def test_each_shape_is_named_where_it_is_and_nowhere_else():
+    placed = (
+        Placed("red", "circle", 0.125, 0.125, radius=0.1),
+        Placed("blue", "star", 0.8, 0.6, radius=0.1),
+    )
+    found = {name: t.reshape(8, 8, -1) for name, t in place_targets(placed, (8, 8)).items()}
+    red, blue = ([*COLOURS].index(colour) + 1 for colour in ("red", "blue"))
+    assert set(found["thing_colour"].ravel()) == {0, IGNORE, red, blue}
+    np.testing.assert_array_equal(found["thing_colour"] == 0, found["thing_shape"] == 0)
+    assert [tuple(cell[:2]) for cell in np.argwhere(found["centre"])] == [(1, 1), (4, 6)]
+    assert found["thing_colour"][1, 1] == red
+    assert found["thing_shape"][4, 6] == SHAPES.index("star") + 1
+    assert (found["thing_colour"][:, 3:5] == 0).all()
+    sides = list(SIDES)
+    outermost = {
+        (y, x): dict(zip(sides, found["outermost"][y, x], strict=True)) for y, x in ((1, 1), (4, 6))
+    }
+    assert outermost[1, 1] == {"left": 1, "right": 0, "up": 1, "down": 0}
+    assert outermost[4, 6] == {"left": 0, "right": 1, "up": 0, "down": 1}
+    assert (found["outermost"].sum(-1) != 4 * IGNORE).sum() == 2
+
+
+def test_shapes_that_lie_nearly_as_far_to_a_side_are_not_compared():
+    placed = (Placed("red", "circle", 0.5, 0.2, 0.1), Placed("blue", "star", 0.52, 0.8, 0.1))
+    outermost = place_targets(placed, (8, 8))["outermost"].reshape(8, 8, -1)
+    sides = dict(zip(SIDES, outermost[1, 4], strict=True))
+    assert sides == {"left": IGNORE, "right": IGNORE, "up": 1, "down": 0}
+
+
+def test_an_only_shape_lies_furthest_to_all_sides_and_an_empty_frame_has_no_targets():
+    alone = place_targets([Placed("red", "circle", 0.5, 0.5, 0.1)], (8, 8))
+    assert alone["outermost"].reshape(8, 8, 4)[4, 4].tolist() == [1, 1, 1, 1]
+    empty = place_targets([], (8, 8))
+    assert not any(empty[name].any() for name in ("thing_colour", "thing_shape", "centre"))
+    assert (empty["outermost"] == IGNORE).all()
+
+
+def test_batches_of_scenes_and_of_events_have_targets_for_each_patch():
+    rng = np.random.default_rng(0)
+    for task in (random_scenes(rng, 3), random_event_tubelets(rng, 12)):
+        items, patches, _ = task.part.patches.shape
+        assert patches == task.part.grid[0] * task.part.grid[1]
+        assert task.targets["thing_shape"].shape == (items, patches)
+        assert task.targets["outermost"].shape == (items, patches, 4)
+    seen = task.targets["centre"].sum(1)
+    assert set(seen.tolist()) == {0, 1}  # tubelets with a shape, and without
+
+
+# ---- where attention is told to look ----
+
+
+def marked_rows(processor, subject, turns):
+    """Tokens that each marked answer token points at, by the answer's text."""
+    inputs = processor(chat([subject.medium], turns, answered=True), with_labels=True)
+    inputs = mark_answers(inputs, turns, [list(range(len(inputs.media)))])
+    for item in inputs.media:
+        steps = len(item.separators) + 1
+        ids, _ = item.lay([item.num_tokens // steps] * steps)  # as the model lays what is whole
+        for mark in item.facts.get(FACT, ()):  # not the labels between frames
+            assert {ids[token] for token in mark.tokens} == {item.token_id}
+    return inputs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_answers_about_a_scene_are_marked_where_their_shape_is(processor, seed):
+    rng = np.random.default_rng(seed)
+    pixels, shapes = random_scene(rng)
+    subject = Subject("scene", load_media(pixels), {"shapes": shapes})
+    turns = [turn for turn in turns_about(rng, subject, count=99) if turn.task == "side"]
+    if not turns:
+        pytest.skip("nothing lies furthest to a side in this scene")
+    inputs = marked_rows(processor, subject, turns)
+    [item] = inputs.media
+    height, width = item.grid[1] // 2, item.grid[2] // 2
+    answers = [turn.answer.lower() for turn in turns]
+    for mark in item.facts[FACT]:
+        rows, columns = zip(*(divmod(token, width) for token in mark.tokens), strict=True)
+        inside = [
+            shape
+            for shape in shapes
+            if min(rows) <= shape.y * height <= max(rows) + 1
+            and min(columns) <= shape.x * width <= max(columns) + 1
+        ]
+        assert any(f"{shape.colour} {shape.shape}." in answers for shape in inside)
+    assert len(item.facts[FACT]) >= 3 * len(turns)  # colour, shape, full stop
+
+
+def test_answers_about_events_are_marked_while_their_shape_is_seen(processor):
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        frames, showings = random_events(rng)
+        if len({(shown.colour, shown.shape) for shown in showings}) == 2:
+            break
+    facts = {"showings": showings, "seconds": 0.25}
+    subject = Subject("events", load_media(frames, fps=4.0), facts)
+    turns = [t for t in turns_about(rng, subject, count=9) if t.task == "side"]
+    [item] = marked_rows(processor, subject, turns).media
+    num_steps = len(frames) // 2
+    per_step = item.num_tokens // num_steps
+    shown_steps = [range(s.first // 2, s.end // 2) for s in showings]
+    _, offsets = item.lay([per_step] * num_steps)
+    step_of = {offset: index // per_step for index, offset in enumerate(offsets)}
+    found = {frozenset(step_of[token] for token in mark.tokens) for mark in item.facts[FACT]}
+    assert found == {frozenset(steps) for steps in shown_steps}
+
+
+def test_media_whose_tokens_were_reduced_are_not_marked(processor):
+    rng = np.random.default_rng(3)
+    pixels, shapes = random_scene(rng)
+    subject = Subject("scene", load_media(pixels), {"shapes": shapes})
+    turns = turns_about(rng, subject, count=99)
+    options = MediaOptions(reduction={"image": "merge(0.5)"})
+    messages = chat([subject.medium], turns, answered=True)
+    inputs = processor(messages, options=options, with_labels=True)
+    [item] = mark_answers(inputs, turns, [[0]]).media
+    assert FACT not in item.facts

@@ -142,7 +142,7 @@ def test_answers_follow_from_the_facts_and_names_are_not_shared():
     )
     tasks = Counter()
     for seed in SEEDS:
-        for task, question, answer in ask_sounded(np.random.default_rng(seed), said):
+        for task, question, answer, *_ in ask_sounded(np.random.default_rng(seed), said, 3.0):
             tasks[task] += 1
             assert score_answer(Turn(task, question, answer), answer) == 1
             text = question.lower()

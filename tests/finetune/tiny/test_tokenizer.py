@@ -92,7 +92,6 @@ def test_questions_repeat_with_the_seed():
         (lambda rng: questions.answer_digits(["three", "one"], rng), "Three, one."),
         (lambda rng: questions.answer_word("_silence_", rng), "No word is spoken."),
         (lambda rng: questions.answer_handwritten(7, rng), "Seven."),
-        (lambda rng: questions.answer_line("x7 Q", rng), "x7 Q"),
         (lambda rng: questions.answer_direction("up left", rng), "Up left."),
         (lambda rng: questions.answer_direction("still", rng), "It stands still."),
         (lambda rng: questions.answer_shape_colour("red", "star", rng), "Red star."),

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import RadioModel
 
-from finetune.tiny import train_vision, vision_data
+from finetune.tiny import train_vision, vision_batches, vision_data
 from finetune.tiny.fonts import find_fonts
 from finetune.tiny.printed import CHARACTERS, Line
 from finetune.tiny.train_vision import (
@@ -22,11 +22,10 @@ from finetune.tiny.train_vision import (
     total_loss,
     train,
 )
+from finetune.tiny.vision_batches import BatchSizes, VisionBatches
 from finetune.tiny.vision_data import (
     IGNORE,
     PHOTO_CLASSES,
-    BatchSizes,
-    VisionBatches,
     cifar_arrays,
     image_grid,
     lines,
@@ -38,7 +37,7 @@ from finetune.tiny.vision_data import (
 )
 from finetune.tiny.vision_tower import Part, VisionHeads, build_tower, encode, fold, tower_config
 
-SMALL = BatchSizes(photo=2, line=2, receipt=0, block=1, digit=2, clip=2, still=1)
+SMALL = BatchSizes(photo=2, line=2, receipt=0, block=1, digit=2, clip=2, still=1, scene=1, events=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,9 +111,9 @@ def test_a_step_sees_the_same_batch_whenever_it_is_asked_for(data):
 
 
 def test_each_photograph_comes_once_an_epoch():
-    order = vision_data._epoch_order(0, 10, 0, 20)
+    order = vision_batches._epoch_order(0, 10, 0, 20)
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
-    resumed = vision_data._epoch_order(0, 10, 7, 6)
+    resumed = vision_batches._epoch_order(0, 10, 7, 6)
     assert list(resumed) == list(order[7:13])
 
 
@@ -279,7 +278,7 @@ def test_learning_rate_warms_up_and_ends_at_nothing():
 def test_rows_between_two_lines_of_a_block_count_for_nothing():
     upper = printed("AB")._replace(top=8.0, bottom=24.0)  # half of row 0, half of row 1
     lower = printed("CD")._replace(top=24.0, bottom=60.0)  # half of row 1, rows 2 and 3
-    targets = vision_data._block_targets([upper, lower], (4, 8)).reshape(4, 16)
+    targets = vision_data._block_targets([[upper], [lower]], (4, 8)).reshape(4, 16)
     a, b, c, d = symbols("ABCD")
     assert targets[0].tolist() == [0] * 4 + [a, a, b, b] + [0] * 8
     assert set(targets[1]) == {IGNORE}
