@@ -12,6 +12,7 @@ import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor, nn
 
+from omni.backbone.native import table
 from omni.backbone.products import row_product
 from omni.quantization.formats import (
     BLOCK,
@@ -337,3 +338,44 @@ class QuantizedExperts(nn.Module):
         """`_step` for compilers: the choice stays a tensor; arguments are as there."""
         hidden = self.activation(self.up_proj.multiply_chosen(x, chosen[0]))  # (k, d)
         return self.down_proj.sum_chosen(hidden * weights.view(-1, 1), chosen[0]).to(x.dtype)
+
+
+# ------------------------------------------------------------------------- for the native step
+
+
+def _read_weight(module: QuantizedWeight, watch: table.Watch) -> table.Matrix:
+    """Describe the stored tensors, which are read where they are."""
+    *_, outputs, inputs = module.shape
+    weight = watch.tensor(module, "weight")
+    scale = watch.tensor(module, "row_scale" if module.is_int8 else "group_scale")
+    if not weight.is_contiguous() or not scale.is_contiguous():
+        raise table.UnknownError(f"a weight has strides {weight.stride()}, {scale.stride()}")
+    is_stack = len(module.shape) == 3
+    return table.Matrix(
+        format=table.INT8 if module.is_int8 else table.INT4,
+        num_outputs=outputs,
+        num_inputs=inputs,
+        group_size=module.form.group_size,
+        weight=weight.data_ptr(),
+        scale=scale.data_ptr(),
+        weight_stride=weight[0].nbytes if is_stack else 0,
+        scale_stride=scale[0].nbytes if is_stack else 0,
+    )
+
+
+def _read_linear(module: QuantizedLinear, watch: table.Watch) -> table.Matrix:
+    matrix = _read_weight(module, watch)
+    matrix.bias = watch.floats_or_none(module, "bias")
+    return matrix
+
+
+def _read_experts(
+    module: QuantizedExperts, watch: table.Watch
+) -> tuple[table.Matrix, table.Matrix]:
+    for weight in (module.up_proj, module.down_proj):
+        watch.module(weight, QuantizedWeight)
+    return _read_weight(module.up_proj, watch), _read_weight(module.down_proj, watch)
+
+
+table.LINEAR_READERS[QuantizedLinear] = _read_linear
+table.EXPERTS_READERS[QuantizedExperts] = _read_experts
