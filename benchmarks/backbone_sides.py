@@ -89,10 +89,15 @@ def alternate(
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def decode_ours(model: Any, prompt: Tensor, *, compiled: bool = False) -> Callable[[], float]:
-    """Work of our decoder: tokens after a prompt, one at a time; seconds are those of a token."""
-    if compiled and not model.compile_step():
-        raise SystemExit("Nothing was compiled, so nothing is measured.")
+def decode_ours(model: Any, prompt: Tensor, *, native: bool = True) -> Callable[[], float]:
+    """Work of our decoder: tokens after a prompt, one at a time; seconds are those of a token.
+
+    Args:
+        model: The decoder.
+        prompt: Ids before the first token that counts.
+        native: Steps by the library, which must be there, or by PyTorch.
+    """
+    model.model.native.is_wanted = native
 
     @torch.no_grad()
     def work() -> float:
@@ -101,7 +106,10 @@ def decode_ours(model: Any, prompt: Tensor, *, compiled: bool = False) -> Callab
         start = time.perf_counter()
         for _ in range(DECODE_STEPS):
             logits = model(logits.argmax(-1), cache=cache, logits_to_keep=1).logits
-        return (time.perf_counter() - start) / DECODE_STEPS
+        seconds = (time.perf_counter() - start) / DECODE_STEPS
+        if native and model.model.native.reason:
+            raise SystemExit(f"Steps are not native: {model.model.native.reason}")
+        return seconds
 
     return work
 

@@ -21,7 +21,7 @@ from omni.backbone.cache import MIN_CAPACITY, HybridCache, KeyValueState, LayerS
 from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
-from omni.backbone.native.step import NativeStep
+from omni.backbone.native.step import NativeStep, try_steps
 from omni.backbone.products import Linear
 from omni.backbone.rows import Rows
 from omni.backbone.ssd import number_runs
@@ -285,9 +285,10 @@ class HybridModel(HybridPreTrainedModel):
 
             collected: list[Tensor] = []
             normed = None
-            if cache is not None and not output_hidden_states:
-                if self.native.takes(hidden, rows.mask, visible, past):
-                    normed = self.native.step(self, hidden, cache, run_blocks)
+            is_step = cache is not None and not output_hidden_states
+            if is_step and self.native.takes(hidden, rows.mask, visible, past):
+                assert cache is not None
+                normed = self.native.step(self, hidden, cache, run_blocks)
             if normed is None:
                 normed = run_blocks()
             hidden = normed
@@ -378,6 +379,15 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             if output.logits is None:
                 output.logits = upcast(self.lm_head(hidden))
         return output if return_dict else output.to_tuple()
+
+    def compile_step(self, *, is_wanted: bool = True) -> bool:
+        """Decode by native steps from now on; see `omni.backbone.native.step.try_steps`.
+
+        Args:
+            is_wanted: False leaves all steps to PyTorch.
+        """
+        self.model.native = NativeStep(is_wanted=is_wanted)
+        return is_wanted and try_steps(self)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Choose what `forward` gets in one step of transformers' `generate`."""

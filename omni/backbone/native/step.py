@@ -49,6 +49,11 @@ class NativeStep:
         """Copies of a model make tables of their own."""
         return _copy, (self.is_wanted,)
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether steps have been native."""
+        return self._is_proven
+
     def takes(self, hidden: Tensor, mask: Tensor | None, visible: Mask | None, past: int) -> bool:
         """Whether this is a step of one row behind others that nothing is hidden from."""
         return (
@@ -163,6 +168,27 @@ class NativeStep:
             stacklevel=2,
         )
         return False
+
+
+@torch.no_grad()
+def try_steps(model: Any) -> bool:
+    """Take a step of a `HybridForCausalLM`, whose library is built first if it is missing.
+
+    Returns:
+        Whether it was native. If not, a warning has said why, and the model decodes by PyTorch.
+    """
+    if model.device.type != "cpu":
+        reason = f"the model is on {model.device}; only steps on a CPU are compiled."
+    else:
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        cache = model.new_cache()
+        for _ in range(2):
+            model(ids, cache=cache)
+        native = model.model.native
+        reason = native.reason or ("" if native.is_in_use else f"{model.dtype} is not compiled.")
+    if reason:
+        warnings.warn(f"Decoding is not compiled, and goes on as usual: {reason}", stacklevel=3)
+    return not reason
 
 
 def _copy(is_wanted: bool) -> NativeStep:

@@ -110,9 +110,7 @@ class DecoderTable(ctypes.Structure):
     """All blocks and the last norm."""
 
     _fields_ = (
-        _integers("num_layers", "hidden_size")
-        + _pointers("layers", "norm")
-        + _numbers("eps")
+        _integers("num_layers", "hidden_size") + _pointers("layers", "norm") + _numbers("eps")
     )
 
 
@@ -232,9 +230,7 @@ LINEAR_READERS: dict[type, Callable[[Any, Watch], Matrix]] = {
 }
 """How each type of linear layer is described; `omni.quantization` adds its own."""
 
-EXPERTS_READERS: dict[type, Callable[[Any, Watch], tuple[Matrix, Matrix]]] = {
-    Experts: read_experts
-}
+EXPERTS_READERS: dict[type, Callable[[Any, Watch], tuple[Matrix, Matrix]]] = {Experts: read_experts}
 """The same of experts."""
 
 
