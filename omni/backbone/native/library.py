@@ -30,7 +30,7 @@ SOURCES = Path(__file__).parent / "src"
 SWITCH = "OMNI_NATIVE"
 """Environment variable: `off` leaves decoding to PyTorch."""
 BUILD_S = 120
-"""Longest that a compiler may take; it takes about two seconds."""
+"""Longest that a compiler may take; alone on a machine it takes about two seconds."""
 DIGEST_BYTES = 32
 
 
@@ -48,14 +48,19 @@ class Library:
     """(matrix, x, y, threads)"""
 
     @classmethod
-    def get(cls) -> "Library":
+    def get(cls, wait_s: float = BUILD_S) -> "Library":
         """Return the library, which is loaded or built at the first call of a process.
 
+        Args:
+            wait_s: Longest to wait for a compiler, which then goes on beside other work.
+
         Raises:
-            UnavailableError: There is none here.
+            UnavailableError: There is none here, or not yet.
         """
         thread = start_building()
-        thread.join()
+        thread.join(wait_s)
+        if thread.is_alive():
+            raise UnavailableError("the library is still being built.")
         if isinstance(_found, Library):
             return _found
         raise UnavailableError(str(_found))
@@ -95,12 +100,28 @@ def load_or_build() -> Library:
     """
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false"):
         raise UnavailableError(f"{SWITCH} is {os.environ[SWITCH]!r}.")
-    compiler = find_compiler()
-    command = [compiler, *flags()]
-    file = _private_folder() / f"step-{_key(command)}.so"
+    arguments = command()
+    file = file_of(arguments)
     if not _is_whole(file):
-        _build(command, file)
+        _build(arguments, file)
     return _load(file)
+
+
+def command() -> list[str]:
+    """The compiler and what it is told; no option that would change how the process rounds.
+
+    Raises:
+        UnavailableError: There is no compiler.
+    """
+    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+    exact = ["-fno-math-errno", "-fno-trapping-math"]  # nobody reads errno or the flags of floats
+    options = ["-std=c++17", "-O3", "-march=native", *wide, *exact, "-fopenmp", "-fPIC", "-shared"]
+    return [find_compiler(), *options]
+
+
+def file_of(arguments: Sequence[str]) -> Path:
+    """Where the library of this command is kept."""
+    return _private_folder() / f"step-{_key(arguments)}.so"
 
 
 def find_compiler() -> str:
@@ -119,19 +140,14 @@ def find_compiler() -> str:
     return os.path.realpath(found)
 
 
-def flags() -> list[str]:
-    """What the compiler is told; no option that would change how the process rounds."""
-    wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
-    exact = ["-fno-math-errno", "-fno-trapping-math"]  # nobody reads errno or the flags of floats
-    return ["-std=c++17", "-O3", "-march=native", *wide, *exact, "-fopenmp", "-fPIC", "-shared"]
-
-
-def _key(command: Sequence[str]) -> str:
+def _key(arguments: Sequence[str]) -> str:
     found = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         found.update(source.read_bytes())
-    compiler = Path(command[0]).stat()
-    found.update(repr((command, compiler.st_size, compiler.st_mtime_ns, _processor())).encode())
+    compiler = Path(arguments[0]).stat()
+    found.update(
+        repr((list(arguments), compiler.st_size, compiler.st_mtime_ns, _processor())).encode()
+    )
     return found.hexdigest()[:16]
 
 
@@ -175,19 +191,19 @@ def _is_whole(file: Path) -> bool:
     return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
 
-def _build(command: Sequence[str], file: Path) -> None:
+def _build(arguments: Sequence[str], file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="omni-native-") as folder:
         built = Path(folder) / "step.so"
-        arguments = [*command, str(SOURCES / "step.cpp"), "-o", str(built)]
+        whole = [*arguments, str(SOURCES / "step.cpp"), "-o", str(built)]
         try:
             done = subprocess.run(
-                arguments, capture_output=True, text=True, timeout=BUILD_S, check=False
+                whole, capture_output=True, text=True, timeout=BUILD_S, check=False
             )
         except subprocess.TimeoutExpired:
-            raise UnavailableError(f"{command[0]} took longer than {BUILD_S} s.") from None
+            raise UnavailableError(f"{arguments[0]} took longer than {BUILD_S} s.") from None
         if done.returncode or not built.is_file():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it made no file"]
-            raise UnavailableError(f"{command[0]} failed: {said[0]}")
+            raise UnavailableError(f"{arguments[0]} failed: {said[0]}")
         content = built.read_bytes()
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
     with os.fdopen(handle, "wb") as stream:

@@ -6,6 +6,7 @@
 The first step with a new table is done both ways and compared, so a wrong one is never used.
 """
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from omni.backbone.native.table import Decoder, Head, UnknownError
 
 TOLERANCE = 1e-3
 """Largest difference of the result, over its norm: another order of sums gives 1e-6."""
+WAIT_S = 2.0
+"""Longest that an answer waits for the library to be built; if it takes longer, PyTorch writes this
+answer and the library the next one."""
 ROUNDED_TOLERANCE = 0.5
 """The same with int8 or int4 weights, whose activations PyTorch rounds to 8 bits: that gives 1e-2,
 and more where it tips the choice of an expert. A wrong step is an error near 1."""
@@ -110,6 +114,7 @@ class NativeStep:
                 self.reason = str(reason)
         if self._head is None:
             return None
+        hidden = hidden.contiguous()
         scores = torch.empty(1, 1, self._head.num_outputs)
         self._library.product(
             self._head.address, hidden.data_ptr(), scores.data_ptr(), torch.get_num_threads()
@@ -126,7 +131,7 @@ class NativeStep:
         if self._refused is not None and self._refused() is cache:
             raise UnknownError(self.reason)
         if self._library is None:
-            self._library = Library.get()
+            self._library = Library.get(WAIT_S)
         self._decoder, self._is_proven = None, False
         self._decoder = Decoder(model.layers, model.norm_f, type(model).block_type)
         return self._decoder
@@ -180,6 +185,8 @@ def try_steps(model: Any) -> bool:
     if model.device.type != "cpu":
         reason = f"the model is on {model.device}; only steps on a CPU are compiled."
     else:
+        with contextlib.suppress(UnavailableError):  # the step will say why
+            Library.get()
         ids = torch.zeros(1, 1, dtype=torch.long)
         cache = model.new_cache()
         for _ in range(2):
