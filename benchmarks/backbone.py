@@ -195,9 +195,11 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
             model.set_experts_implementation(options.experts)
         return decode_theirs(model, prompt)
 
-    eager = Side("ours, by PyTorch", lambda: ours(native=False), True, options.threads)
-    sides = (*three_sides(ours, theirs, options.threads), eager)
-    limits = alternate(list(sides), options, ("bandwidth",))
+    sides = list(three_sides(ours, theirs, options.threads))
+    if options.eager:
+        eager = Side("ours, by PyTorch", lambda: ours(native=False), True, options.threads)
+        sides.append(eager)
+    limits = alternate(sides, options, ("bandwidth",))
     bytes_read = 4 * active_weights(config, weights)
     return report(sides, bytes_read / limits["bandwidth"], limits)
 
@@ -318,6 +320,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="also our steps without the library")
     parser.add_argument("--experts", help="transformers' experts_implementation [default: its own]")
     options = parser.parse_args()
     options.tokens = options.tokens or (1024 if options.what == "small-training" else 2048)

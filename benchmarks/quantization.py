@@ -137,9 +137,11 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     def theirs() -> Callable[[], float]:
         return decode_theirs(load(models["theirs"], weights), prompt)
 
-    eager = Side("ours, by PyTorch", lambda: ours(native=False), True, options.threads)
-    sides = (*three_sides(ours, theirs, options.threads), eager)
-    limits = alternate(list(sides), options, ("bandwidth",))
+    sides = list(three_sides(ours, theirs, options.threads))
+    if options.eager:
+        eager = Side("ours, by PyTorch", lambda: ours(native=False), True, options.threads)
+        sides.append(eager)
+    limits = alternate(sides, options, ("bandwidth",))
     return report(sides, read / limits["bandwidth"], limits) | {"megabytes": round(read / 1e6, 1)}
 
 
@@ -196,6 +198,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="also our steps without the library")
     options = parser.parse_args()
     # Before the fork everything runs on one thread: OpenMP's do not survive it.
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor, nn
 
 from omni.backbone.native import table
+from omni.backbone.native.watch import UnknownError, Watch
 from omni.quantization.formats import (
     BLOCK,
     GROUP_SIZES,
@@ -268,13 +269,13 @@ class QuantizedExperts(nn.Module):
 # ------------------------------------------------------------------------- for the native step
 
 
-def _read_weight(module: QuantizedWeight, watch: table.Watch) -> table.Matrix:
+def _read_weight(module: QuantizedWeight, watch: Watch) -> table.Matrix:
     """Describe the stored tensors, which are read where they are."""
     *_, outputs, inputs = module.shape
     weight = watch.tensor(module, "weight")
     scale = watch.tensor(module, "row_scale" if module.is_int8 else "group_scale")
     if not weight.is_contiguous() or not scale.is_contiguous():
-        raise table.UnknownError(f"a weight has strides {weight.stride()}, {scale.stride()}")
+        raise UnknownError(f"a weight has strides {weight.stride()}, {scale.stride()}")
     is_stack = len(module.shape) == 3
     return table.Matrix(
         format=table.INT8 if module.is_int8 else table.INT4,
@@ -288,15 +289,13 @@ def _read_weight(module: QuantizedWeight, watch: table.Watch) -> table.Matrix:
     )
 
 
-def _read_linear(module: QuantizedLinear, watch: table.Watch) -> table.Matrix:
+def _read_linear(module: QuantizedLinear, watch: Watch) -> table.Matrix:
     matrix = _read_weight(module, watch)
     matrix.bias = watch.floats_or_none(module, "bias")
     return matrix
 
 
-def _read_experts(
-    module: QuantizedExperts, watch: table.Watch
-) -> tuple[table.Matrix, table.Matrix]:
+def _read_experts(module: QuantizedExperts, watch: Watch) -> tuple[table.Matrix, table.Matrix]:
     for weight in (module.up_proj, module.down_proj):
         watch.module(weight, QuantizedWeight)
     return _read_weight(module.up_proj, watch), _read_weight(module.down_proj, watch)

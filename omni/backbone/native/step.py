@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from omni.backbone.attention import Mask
 from omni.backbone.cache import HybridCache
 from omni.backbone.native.library import Library, UnavailableError
-from omni.backbone.native.table import Decoder, Head, UnknownError
+from omni.backbone.native.table import Decoder, Head
+from omni.backbone.native.watch import UnknownError
 
 TOLERANCE = 1e-3
 """Largest difference of the result, over its norm: another order of sums gives 1e-6."""
@@ -116,9 +117,8 @@ class NativeStep:
             return None
         hidden = hidden.contiguous()
         scores = torch.empty(1, 1, self._head.num_outputs)
-        self._library.product(
-            self._head.address, hidden.data_ptr(), scores.data_ptr(), torch.get_num_threads()
-        )
+        threads = min(torch.get_num_threads(), self._head.num_threads)
+        self._library.product(self._head.address, hidden.data_ptr(), scores.data_ptr(), threads)
         if not self._is_head_proven:
             self._is_head_proven = self._agrees(scores, head(hidden).float(), ROUNDED_TOLERANCE)
             return scores if self._is_head_proven else None
@@ -140,9 +140,8 @@ class NativeStep:
         assert self._library is not None
         hidden = hidden.contiguous()
         output = torch.empty_like(hidden)
-        self._library.step(
-            decoder.address, hidden.data_ptr(), output.data_ptr(), torch.get_num_threads()
-        )
+        threads = min(torch.get_num_threads(), decoder.num_threads)
+        self._library.step(decoder.address, hidden.data_ptr(), output.data_ptr(), threads)
         return output
 
     def _prove(

@@ -2,13 +2,11 @@
 
 Only modules of exactly the known types are described, and only tensors that lie as the library
 reads them; anything else raises `UnknownError`, and PyTorch does the step. Nothing is copied: the
-table holds the tensors, and `Watch.is_unchanged` tells in microseconds whether the model still has
-them, so that a table is never out of date.
+table holds the tensors, and its `watch` tells whether the model still has them.
 """
 
 import ctypes
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,18 +18,21 @@ from omni.backbone.columns import is_in_columns
 from omni.backbone.layers import MLP, GatedRMSNorm, ResidualLinear, RMSNorm, find_activation
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
+from omni.backbone.native.watch import UnknownError, Watch
 from omni.backbone.products import Linear
 
 NONE, FLOAT_ROWS, FLOAT_COLUMNS, INT8, INT4 = range(5)
 """Formats of a matrix, as in `src/products.h`."""
+BITS = (0, 32, 32, 8, 4)
+"""Of a weight in each format."""
+BYTES_OF_A_THREAD = 2**20
+"""Weights that one more thread is worth waiting for: it reads them in 30 microseconds or more,
+while the layers wait for each other some dozen times for half a microsecond, or for much longer on
+a busy machine."""
 MAMBA, ATTENTION, MOE, MLP_ONLY = range(4)
 """Kinds of a layer, as in `src/layers.h`."""
 ACTIVATIONS = [find_activation(name) for name in ("relu2", "silu", "gelu", "relu")]
 """In the order of `src/numbers.h`."""
-
-
-class UnknownError(Exception):
-    """The library cannot take this step; the message says why."""
 
 
 def _integers(*names: str) -> list[tuple[str, Any]]:
@@ -117,79 +118,6 @@ class DecoderTable(ctypes.Structure):
 STRUCTS = (Matrix, MambaTable, AttentionTable, MoETable, MLPTable, LayerTable, DecoderTable)
 
 
-class Watch:
-    """What a table was made from, and whether it is still so."""
-
-    def __init__(self) -> None:
-        self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
-        self._tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
-        self._settings: list[tuple[Callable[[Any], Any], nn.Module, Any]] = []
-        self._hooks: list[Any] = []
-        self._own: list[dict[str, Any]] = []
-
-    def module(self, module: nn.Module, *types: type) -> None:
-        """Take part of a module of one of the types, which nobody has hooked into.
-
-        Raises:
-            UnknownError: It is another module, or not a plain one.
-        """
-        if type(module) not in types:
-            raise UnknownError(f"{type(module).__name__} is not known to the library")
-        self._children += [
-            (module._modules, name, child)
-            for name, child in module._modules.items()
-            if child is not None
-        ]
-        self._hooks += [module._forward_hooks, module._forward_pre_hooks]
-        self._own.append(module.__dict__)
-
-    def settings(self, module: nn.Module, *names: str) -> Any:
-        """Values of settings of a module, one or a tuple of them."""
-        read = attrgetter(*names)
-        value = read(module)
-        self._settings.append((read, module, value))
-        return value
-
-    def tensor(self, module: nn.Module, name: str) -> Tensor:
-        """A tensor of a module, on the CPU."""
-        owner = module._parameters if name in module._parameters else module._buffers
-        tensor = owner[name]
-        assert tensor is not None
-        if tensor.device.type != "cpu":
-            raise UnknownError(f"{name} is on {tensor.device}")
-        self._tensors.append((owner, name, tensor, tensor.data_ptr()))
-        return tensor
-
-    def floats(self, module: nn.Module, name: str) -> int:
-        """Address of a tensor of adjacent float32 numbers."""
-        tensor = self.tensor(module, name)
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise UnknownError(f"{name} is {tensor.dtype} with strides {tensor.stride()}")
-        return tensor.data_ptr()
-
-    def floats_or_none(self, module: nn.Module, name: str) -> int | None:
-        """`floats`, where a layer may have none."""
-        return None if getattr(module, name) is None else self.floats(module, name)
-
-    def refuse_hooks(self) -> None:
-        """Raise `UnknownError` if anybody hooked into one of the modules."""
-        if not self.is_unchanged():
-            raise UnknownError("somebody hooked into a module")
-
-    def is_unchanged(self) -> bool:
-        """Whether modules, tensors and settings are those of the table, and nobody hooked in."""
-        return (
-            not any(self._hooks)
-            and all(owner.get(name) is child for owner, name, child in self._children)
-            and all(
-                owner.get(name) is tensor and tensor.data_ptr() == address
-                for owner, name, tensor, address in self._tensors
-            )
-            and all(read(module) == value for read, module, value in self._settings)
-            and not any("forward" in own for own in self._own)
-        )
-
-
 # ------------------------------------------------------------------------------------ products
 
 
@@ -208,7 +136,7 @@ def read_floats(module: nn.Module, name: str, watch: Watch) -> Matrix:
         num_outputs=outputs,
         num_inputs=inputs,
         weight=weight.data_ptr(),
-        weight_stride=4 * outputs * inputs,
+        weight_stride=4 * outputs * inputs if weight.dim() == 3 else 0,
     )
 
 
@@ -371,6 +299,8 @@ class Decoder:
             eps=self.watch.settings(norm, "eps"),
         )
         self.address = ctypes.addressof(self._table)
+        self.num_threads = _threads_for(sum(map(_bytes_read, self._mixers)))
+        """Most threads that find enough to do in a step."""
         self.watch.refuse_hooks()
 
     def _describe(self, block: Any, layer: LayerTable, block_type: type) -> None:
@@ -388,13 +318,9 @@ class Decoder:
     @property
     def rounds(self) -> bool:
         """Whether any weight is int8 or int4, so that PyTorch rounds activations on the way."""
-        formats = [
-            getattr(mixer, name).format
-            for mixer in self._mixers
-            for name, kind in mixer._fields_
-            if kind is Matrix
-        ]
-        return any(form in (INT8, INT4) for form in formats)
+        return any(
+            matrix.format in (INT8, INT4) for mixer in self._mixers for matrix in _parts(mixer)
+        )
 
     def enter(self, states: list[LayerState]) -> None:
         """Point to the states of a cache and make room in it for one more position.
@@ -414,6 +340,27 @@ class Decoder:
             keys, values = state.make_room()
             mixer.keys, mixer.values = keys.data_ptr(), values.data_ptr()
             mixer.capacity = keys.shape[2]
+
+
+def _parts(mixer: ctypes.Structure) -> list[Matrix]:
+    return [getattr(mixer, name) for name, kind in mixer._fields_ if kind is Matrix]
+
+
+def _threads_for(size: int) -> int:
+    return max(size // BYTES_OF_A_THREAD, 1)
+
+
+def _size(matrix: Matrix) -> int:
+    return matrix.num_outputs * matrix.num_inputs * BITS[matrix.format] // 8
+
+
+def _bytes_read(mixer: ctypes.Structure) -> int:
+    """Bytes of the weights that one step reads in a layer."""
+    total = 0
+    for matrix in _parts(mixer):
+        is_chosen = matrix.weight_stride > 0 and isinstance(mixer, MoETable)
+        total += _size(matrix) * (mixer.num_chosen if is_chosen else 1)
+    return total
 
 
 def _enter_mamba(mixer: Any, state: MambaState) -> None:
@@ -455,5 +402,6 @@ class Head:
         self.watch = Watch()
         self._table = describe_linear(head, self.watch)
         self.num_outputs = self._table.num_outputs
+        self.num_threads = _threads_for(_size(self._table))
         self.address = ctypes.addressof(self._table)
         self.watch.refuse_hooks()

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from omni.backbone.moe import lay_columns
-from omni.backbone.native import library
+from omni.backbone.native import library, table
 from omni.backbone.native.library import Library, UnavailableError
 from omni.quantization import QuantizationConfig, quantize_weights
 from omni.quantization.modules import QuantizedExperts, QuantizedLinear, QuantizedWeight
 from tests.support.backbone import tiny_model
+from tests.support.native import forget_library
 
 COMPILER = os.environ.get("CXX") or "g++"
 needs_compiler = pytest.mark.skipif(
@@ -92,8 +93,10 @@ def built():
 
 
 @pytest.fixture
-def threads():
+def threads(monkeypatch):
+    """Sets the number of threads, which then run however little there is to do."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(table, "BYTES_OF_A_THREAD", 1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -376,10 +379,8 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unavailable(monkeypatch):
-    """A process that has not looked for the library yet, and has no compiler."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(library, "_thread", None)
-    monkeypatch.setattr(library, "_found", "")
+    """See `forget_library`."""
+    forget_library(monkeypatch)
 
 
 def test_without_a_compiler_steps_are_pytorchs_and_nothing_is_said(unavailable, folder):
@@ -476,8 +477,8 @@ def test_nothing_is_loaded_from_where_others_may_write(folder):
 @needs_compiler
 def test_a_folder_that_cannot_be_made_leaves_steps_to_pytorch(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
+    forget_library(monkeypatch)
+    monkeypatch.delenv("CXX")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(library, "_thread", None)
-    monkeypatch.setattr(library, "_found", "")
     with pytest.raises(UnavailableError, match="cannot be built or kept"):
         Library.get()
