@@ -68,7 +68,7 @@ class Library:
 
 _lock = threading.Lock()
 _thread: threading.Thread | None = None
-_found: Library | str = ""
+_found: Library | str = "the process was forked while the library was sought."
 
 
 def start_building() -> threading.Thread:

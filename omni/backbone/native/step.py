@@ -7,6 +7,7 @@ The first step with a new table is done both ways and compared, so a wrong one i
 """
 
 import contextlib
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -49,6 +50,8 @@ class NativeStep:
         self._head_of: nn.Module | None = None
         self._is_proven = self._is_head_proven = False
         self._refused: weakref.ref[HybridCache] | None = None
+        # Threads that decode with one model share its table, in which each enters its own states.
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:
         """Copies of a model make tables of their own."""
@@ -70,6 +73,7 @@ class NativeStep:
             and hidden.is_cpu
             and hidden.dtype is torch.float32
             and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
         )
 
     def step(
@@ -90,21 +94,27 @@ class NativeStep:
         Returns:
             What the last norm gives; None if PyTorch is to do the step.
         """
-        try:
-            decoder = self._decoder_of(model, cache)
-            if not self._is_proven:
-                return self._prove(decoder, hidden, cache, eager)
-            decoder.enter(cache.layers)
-        except (UnavailableError, UnknownError) as reason:
-            self.reason = str(reason)
-            self._refused = weakref.ref(cache)
-            return None
-        return self._run(decoder, hidden)
+        with self._lock:
+            try:
+                decoder = self._decoder_of(model, cache)
+                if not self._is_proven:
+                    return self._prove(decoder, hidden, cache, eager)
+                decoder.enter(cache.layers)
+            except (UnavailableError, UnknownError) as reason:
+                self.reason = str(reason)
+                self._refused = weakref.ref(cache)
+                return None
+            return self._run(decoder, hidden)
 
     def score(
         self, head: nn.Module, hidden: Float[Tensor, "1 1 hidden"]
     ) -> Float[Tensor, "1 1 vocab"] | None:
         """Scores of all tokens; None if PyTorch is to compute them."""
+        with self._lock:
+            return self._score(head, hidden)
+
+    def _score(self, head: nn.Module, hidden: Tensor) -> Tensor | None:
+        """`score`, one thread at a time."""
         if self._library is None or not self._is_proven:
             return None
         if self._head is None or self._head_of is not head or not self._head.watch.is_unchanged():
@@ -134,6 +144,7 @@ class NativeStep:
             self._library = Library.get(WAIT_S)
         self._decoder, self._is_proven = None, False
         self._decoder = Decoder(model.layers, model.norm_f, type(model).block_type)
+        self.reason = ""
         return self._decoder
 
     def _run(self, decoder: Decoder, hidden: Tensor) -> Tensor:
@@ -191,7 +202,7 @@ def try_steps(model: Any) -> bool:
         for _ in range(2):
             model(ids, cache=cache)
         native = model.model.native
-        reason = native.reason or ("" if native.is_in_use else f"{model.dtype} is not compiled.")
+        reason = "" if native.is_in_use else native.reason or f"{model.dtype} is not compiled."
     if reason:
         warnings.warn(f"Decoding is not compiled, and goes on as usual: {reason}", stacklevel=3)
     return not reason

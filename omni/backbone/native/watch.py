@@ -54,8 +54,8 @@ class Watch:
         owner = module._parameters if name in module._parameters else module._buffers
         tensor = owner[name]
         assert tensor is not None
-        if tensor.device.type != "cpu":
-            raise UnknownError(f"{name} is on {tensor.device}")
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu":
+            raise UnknownError(f"{name} is a {type(tensor).__name__} on {tensor.device}")
         self._tensors.append((owner, name, tensor, tensor.data_ptr()))
         return tensor
 

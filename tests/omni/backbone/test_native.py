@@ -231,6 +231,26 @@ def test_pytorch_and_the_library_may_take_turns():
 
 
 @needs_compiler
+def test_threads_with_caches_of_their_own_may_share_a_model():
+    model = build()
+    prompts, ids = ids_of(model, rows=3, length=30)
+    expected = [run(model, prompts[i : i + 1], ids[i : i + 1]) for i in range(3)]
+    found = [None] * 3
+
+    def decode(i):
+        found[i] = run(model, prompts[i : i + 1], ids[i : i + 1])
+
+    writers = [threading.Thread(target=decode, args=(i,)) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert_native(model)
+
+
+@needs_compiler
 def test_rows_of_a_batch_padding_and_prompts_are_left_to_pytorch():
     model = build()
     prompt, ids = ids_of(model, rows=3, length=4)
