@@ -132,6 +132,10 @@ def test_stored_formats_give_the_steps_of_pytorch(kind):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("fields", [{}, {"moe_intermediate_size": 80}], ids=["", "half a block"])
 def test_int8_and_int4_are_products_with_the_float_weights_that_they_stand_for(kind, fields):
+    check_integers(kind, fields)
+
+
+def check_integers(kind, fields):
     model, plain = build(kind, **fields), build(**fields)
     read_back(model, plain)
     prompt, ids = ids_of(model)
@@ -465,6 +469,18 @@ def test_a_library_is_built_once_and_built_again_when_it_is_broken(copier, folde
         library.load_or_build()
         assert library._is_whole(file)
     assert [path.name for path in folder.iterdir()] == [file.name]
+
+
+@needs_compiler
+@pytest.mark.slow  # compiles
+@pytest.mark.parametrize("missing", ["__AVX512VNNI__", "__AVX512VBMI__"])
+def test_processors_with_fewer_instructions_take_the_same_steps(missing, folder, monkeypatch):
+    arguments = [*library.command(), f"-U{missing}"]
+    monkeypatch.setattr(library, "command", lambda: arguments)
+    built = library.load_or_build()
+    monkeypatch.setattr(Library, "get", classmethod(lambda cls, wait_s=0: built))
+    for kind in ("int8", "int4"):
+        check_integers(kind, {})
 
 
 @needs_compiler

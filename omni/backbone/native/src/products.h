@@ -310,7 +310,9 @@ inline void sum_int4(const uint8_t* weight, const uint16_t* pairs, int64_t strid
 
 inline void multiply_int4(const Matrix& matrix, Row& row, int64_t begin, int64_t end,
                           const Sink& sink) {
+#ifdef HAS_BYTE_SHUFFLES
     row.make_integers();
+#endif
     const int64_t padded = (matrix.num_outputs + BLOCK - 1) / BLOCK * BLOCK;
     float sums[BLOCK];
     for (int64_t n = begin; n < end; n += BLOCK) {
