@@ -343,7 +343,7 @@ class Decoder:
 
 
 def _parts(mixer: ctypes.Structure) -> list[Matrix]:
-    return [getattr(mixer, name) for name, kind in mixer._fields_ if kind is Matrix]
+    return [getattr(mixer, field[0]) for field in mixer._fields_ if field[1] is Matrix]
 
 
 def _threads_for(size: int) -> int:
