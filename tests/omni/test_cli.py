@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 
 from omni import cli
 from tests.support import tiny_omni
+from tests.support.native import forget_library
 
 
 @pytest.fixture(scope="module")
