@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         else:
             model = torch.no_grad()(quantized)(models["ours"], weights, bits)
         if not is_prefill:
-            return decode_ours(model, ids, compiled=options.compile)
+            return decode_ours(model, ids)
 
         @torch.no_grad()
         def work() -> None:
@@ -93,11 +93,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="our steps through compiled code")
     options = parser.parse_args()
     torch.set_num_threads(1)  # before the fork: OpenMP's threads do not survive it
     torch.manual_seed(0)
-    result = {"benchmark": f"llama-cpp-{options.what}", "compiled": options.compile}
+    result = {"benchmark": f"llama-cpp-{options.what}"}
     with tempfile.TemporaryDirectory() as folder:
         result |= measure(options, Path(folder))
     print(json.dumps(result | {"machine": machine(options.threads)}))

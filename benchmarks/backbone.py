@@ -18,7 +18,7 @@ product (decode), measured in the same run, over our time.
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -184,10 +184,10 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     models, weights = causal_models(config, tie_experts=not is_small)
     prompt = torch.randint(config.vocab_size, (1, DECODE_PROMPT))
 
-    def ours() -> Callable[[], float]:
+    def ours(native: bool = True) -> Callable[[], float]:
         model = load(models["ours"], weights)
         lay_columns(model)
-        return decode_ours(model, prompt, compiled=options.compile)
+        return decode_ours(model, prompt, native=native)
 
     def theirs() -> Callable[[], float]:
         model = load(models["theirs"], weights)
@@ -195,8 +195,11 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
             model.set_experts_implementation(options.experts)
         return decode_theirs(model, prompt)
 
-    sides = three_sides(ours, theirs, options.threads)
-    limits = alternate(list(sides), options, ("bandwidth",))
+    sides = list(three_sides(ours, theirs, options.threads))
+    if options.eager:
+        eager = Side("ours, by PyTorch", lambda: ours(native=False), True, options.threads)
+        sides.append(eager)
+    limits = alternate(sides, options, ("bandwidth",))
     bytes_read = 4 * active_weights(config, weights)
     return report(sides, bytes_read / limits["bandwidth"], limits)
 
@@ -280,17 +283,16 @@ def active_weights(config: NemotronHConfig, weights: dict[str, Tensor]) -> float
     return total
 
 
-def report(
-    sides: tuple[Side, Side, Side], limit_s: float, limits: dict[str, float]
-) -> dict[str, Any]:
-    """Sum up."""
-    ours, same, installed = sides
+def report(sides: Sequence[Side], limit_s: float, limits: dict[str, float]) -> dict[str, Any]:
+    """Sum up the sides of `three_sides`, and others behind them."""
+    ours, same, installed, *others = sides
     for side in sides:
         side.close()
     seconds = {side.name: statistics.median(side.seconds) for side in sides}
     return {
         "ratio": round(ratio(installed, ours), 3),
         "ratio_same_allocator": round(ratio(same, ours), 3),
+        **{f"ratio of {other.name}": round(ratio(installed, other), 3) for other in others},
         "limit_fraction": round(limit_s / seconds["ours"], 3),
         "limit_fraction_transformers": round(limit_s / seconds["transformers"], 3),
         "seconds": {name: round(value, 5) for name, value in seconds.items()},
@@ -318,15 +320,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="also our steps without the library")
     parser.add_argument("--experts", help="transformers' experts_implementation [default: its own]")
-    parser.add_argument("--compile", action="store_true", help="our steps through compiled code")
     options = parser.parse_args()
     options.tokens = options.tokens or (1024 if options.what == "small-training" else 2048)
     # Before the fork everything runs on one thread: OpenMP's do not survive it.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     result = {"benchmark": f"backbone-{options.what}", "tokens": options.tokens}
-    result |= {"compiled": True} if options.compile else {}
     result |= WORK[options.what](options)
     print(json.dumps(result | {"machine": machine(options.threads)}))
 

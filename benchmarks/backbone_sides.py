@@ -89,10 +89,16 @@ def alternate(
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def decode_ours(model: Any, prompt: Tensor, *, compiled: bool = False) -> Callable[[], float]:
-    """Work of our decoder: tokens after a prompt, one at a time; seconds are those of a token."""
-    if compiled and not model.compile_step():
-        raise SystemExit("Nothing was compiled, so nothing is measured.")
+def decode_ours(model: Any, prompt: Tensor, *, native: bool = True) -> Callable[[], float]:
+    """Work of our decoder: tokens after a prompt, one at a time; seconds are those of a token.
+
+    Args:
+        model: The decoder.
+        prompt: Ids before the first token that counts.
+        native: Steps by the library, which must be there, or by PyTorch.
+    """
+    if model.compile_step(is_wanted=native) != native:
+        raise SystemExit("Steps are not native, so nothing is measured.")
 
     @torch.no_grad()
     def work() -> float:

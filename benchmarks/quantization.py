@@ -32,6 +32,7 @@ from backbone import (
 from backbone_sides import (
     DECODE_PROMPT,
     LIMITS,
+    Side,
     alternate,
     decode_ours,
     decode_theirs,
@@ -129,15 +130,18 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     quantize_modules(shape_of, QuantizationConfig(bits=options.bits))
     read = active_bytes(shape_of, config.num_experts_per_tok / config.n_routed_experts)
 
-    def ours() -> Callable[[], float]:
+    def ours(native: bool = True) -> Callable[[], float]:
         model = quantized(models["ours"], weights, options.bits)
-        return decode_ours(model, prompt, compiled=options.compile)
+        return decode_ours(model, prompt, native=native)
 
     def theirs() -> Callable[[], float]:
         return decode_theirs(load(models["theirs"], weights), prompt)
 
-    sides = three_sides(ours, theirs, options.threads)
-    limits = alternate(list(sides), options, ("bandwidth",))
+    sides = list(three_sides(ours, theirs, options.threads))
+    if options.eager:
+        eager = Side("ours, by PyTorch", lambda: ours(native=False), True, options.threads)
+        sides.append(eager)
+    limits = alternate(sides, options, ("bandwidth",))
     return report(sides, read / limits["bandwidth"], limits) | {"megabytes": round(read / 1e6, 1)}
 
 
@@ -194,13 +198,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="our steps through compiled code")
+    parser.add_argument("--eager", action="store_true", help="also our steps without the library")
     options = parser.parse_args()
     # Before the fork everything runs on one thread: OpenMP's do not survive it.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     result = {"benchmark": f"quantization-{options.what}", "bits": options.bits}
-    result |= {"compiled": True} if options.compile else {}
     result |= WORK[options.what](options)
     print(json.dumps(result | {"machine": machine(options.threads)}))
 

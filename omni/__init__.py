@@ -113,9 +113,10 @@ def load(path_or_id: str | Path | None = None, **options: Any) -> "Assistant":
     Args:
         path_or_id: A directory or a hub id; None is the embedded checkpoint, ``omni-tiny``.
         options: ``device``, ``dtype``, ``device_map``, ``revision``; ``adapter``, a folder that
-            `omni finetune` wrote, whose base is then the default; ``compile_step=True``, to decode
-            through compiled code (docs/decoding.md); ``limits``, ``allowed_roots``
-            and ``allow_network`` of the media gateway.
+            `omni finetune` wrote, whose base is then the default; ``compile_step``, False
+            to decode without compiled steps, True to be warned if there are none
+            (docs/decoding.md); ``limits``, ``allowed_roots`` and ``allow_network`` of the media
+            gateway.
 
     Returns:
         An `Assistant`.

@@ -10,6 +10,7 @@ import torch
 
 from omni.adapters import load_adapter, read_adapter
 from omni.answer_stream import AnswerStream, make_request_ledger
+from omni.backbone.native.library import start_building
 from omni.budget import parse_bytes
 from omni.checkpoint import resolve_checkpoint
 from omni.footprint import Runtime
@@ -55,7 +56,7 @@ class Assistant:
         device_map: str | Mapping[str, Any] | None = None,
         revision: str | None = None,
         adapter: str | Path | None = None,
-        compile_step: bool = False,
+        compile_step: bool | None = None,
         **processor_options: Any,
     ) -> "Assistant":
         """Load a checkpoint; see `omni.load`."""
@@ -66,6 +67,8 @@ class Assistant:
             if path_or_id is None or str(path_or_id) == EMBEDDED_MODEL
             else resolve_checkpoint(path_or_id, revision=revision)
         )
+        if compile_step is not False and str(device or "cpu") == "cpu":
+            start_building()  # beside the loading, so that the first answer need not wait
         model = OmniModel.from_pretrained(
             directory, device=device, dtype=dtype, device_map=device_map
         )
@@ -74,8 +77,8 @@ class Assistant:
         if adapter is not None:
             load_adapter(model, adapter)
             name = f"{name} + {Path(adapter).name}"
-        if compile_step:
-            model.compile_step()
+        if compile_step is not None:
+            model.compile_step(is_wanted=compile_step)
         return cls(model, processor, name=name)
 
     # ---------------------------------------------------------------- one question

@@ -29,8 +29,11 @@ AdapterOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... [default: cpu]")]
 CompileOption = Annotated[
-    bool,
-    typer.Option("--compile", help="Compile decoding first: seconds, then faster words on a CPU."),
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Decode by compiled steps, or never; else where there is a C++ compiler, on a CPU.",
+    ),
 ]
 ReduceOption = Annotated[
     list[str] | None,
@@ -84,7 +87,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 
 def load_assistant(
-    model: str | None, device: str | None, adapter: str | None = None, compile_step: bool = False
+    model: str | None,
+    device: str | None,
+    adapter: str | None = None,
+    compile_step: bool | None = None,
 ) -> "Assistant":
     """Load the model; the current folder's own file wins over a hub id of the same name."""
     path = Path(model) if model and Path(model).is_dir() else model

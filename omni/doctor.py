@@ -12,6 +12,7 @@ import torch
 
 from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH
 from omni.backbone.kernels import self_test
+from omni.backbone.native.library import Library, UnavailableError
 from omni.checkpoint import read_config, resolve_checkpoint
 from omni.memory import gib
 from omni.quantization.formats import BLOCK, kernel_block
@@ -121,7 +122,16 @@ def _kernels() -> list[Finding]:
             detail=f"{'used' if status.usable else 'not used'}: {status.detail}",
         )
         for status in (report.scan, report.conv)
-    ] + [_quantized_kernels()]
+    ] + [_quantized_kernels(), _native_steps()]
+
+
+def _native_steps() -> Finding:
+    """Whether decoding on the CPU can be compiled; never needed, as above."""
+    try:
+        Library.get()
+    except UnavailableError as reason:
+        return Finding(group="kernels", name="native steps", ok=True, detail=f"not used: {reason}")
+    return Finding(group="kernels", name="native steps", ok=True, detail="used on the CPU")
 
 
 def _quantized_kernels() -> Finding:

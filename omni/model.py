@@ -235,14 +235,20 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
         """An empty cache with room for ``capacity`` positions; None where transformers makes it."""
         return self.language_model.new_cache(capacity) if self.is_hybrid else None
 
-    def compile_step(self) -> bool:
-        """Decode through compiled code from now on; see `omni.backbone.compiled.compile_step`.
+    def compile_step(self, *, is_wanted: bool = True) -> bool:
+        """Decode by native steps from now on, or not; without this call they are used if possible.
+
+        Args:
+            is_wanted: False leaves all steps to PyTorch.
 
         Returns:
-            Whether it does. If not, a warning has said why, and the model decodes as before.
+            Whether steps are native. If they cannot be, a warning has said why, and the model
+            decodes by PyTorch.
         """
         if self.is_hybrid:
-            return bool(self.language_model.compile_step())
+            return bool(self.language_model.compile_step(is_wanted=is_wanted))
+        if not is_wanted:
+            return False
         kind = self.config.text_config.model_type
         warnings.warn(
             f"Decoding is not compiled: the decoder is {kind!r} of transformers, and only the "

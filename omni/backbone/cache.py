@@ -73,14 +73,25 @@ class AppendLog:
 
     def append(self, new: Tensor) -> Tensor:
         """Add `new` at the end and return a view of everything so far."""
-        end = self.length + new.shape[self.dim]
+        start = self.length
+        data = self.make_room(new, new.shape[self.dim])
+        data.narrow(self.dim, start, self.length - start).copy_(new)
+        return data.narrow(self.dim, 0, self.length)
+
+    def make_room(self, like: Tensor, count: int) -> Tensor:
+        """Take `count` more places, which the caller writes to, and return the whole buffer.
+
+        Args:
+            like: A tensor such as `append` takes, of any length; read are its type and shape.
+            count: How many places.
+        """
+        end = self.length + count
         has_room = self.data is not None and end <= self.data.shape[self.dim]
         if not has_room or self.filled[0] != self.length:
-            self._reallocate(new, end)
+            self._reallocate(like, end)
         assert self.data is not None
-        self.data.narrow(self.dim, self.length, end - self.length).copy_(new)
         self.length = self.filled[0] = end
-        return self.data.narrow(self.dim, 0, end)
+        return self.data
 
     def _reallocate(self, like: Tensor, needed: int) -> None:
         shape = list(like.shape)
@@ -123,6 +134,12 @@ class KeyValueState:
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values of new positions; return those of all positions."""
         return self.keys.append(keys), self.values.append(values)
+
+    def make_room(self) -> tuple[Tensor, Tensor]:
+        """Take the place of one more position, not for the first; return both whole buffers."""
+        assert self.keys.data is not None
+        assert self.values.data is not None
+        return self.keys.make_room(self.keys.data, 1), self.values.make_room(self.values.data, 1)
 
     def fork(self) -> "KeyValueState":
         """Return a second state with the same content."""

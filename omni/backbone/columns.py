@@ -50,8 +50,7 @@ def multiply_chosen(
     """Return `stack[chosen[i]] @ x[i]` for each row i; the stack lies in columns."""
     _, n, k = stack.shape
     columns = stack.transpose(1, 2).view(-1, n)  # column j of matrix e is row e k + j
-    make = _make_counts if torch.compiler.is_compiling() else _counts
-    first, starts = make(len(x), k)
+    first, starts = _counts(len(x), k)
     which = torch.add(first, chosen[:, None], alpha=k)  # (p, k)
     y: Tensor = torch.embedding_bag(
         columns, which.view(-1), starts, mode=SUM, per_sample_weights=x.reshape(-1)
@@ -61,11 +60,6 @@ def multiply_chosen(
 
 @lru_cache(maxsize=64)
 def _counts(rows: int, k: int) -> tuple[Tensor, Tensor]:
-    """`_make_counts`, kept."""
-    with torch.inference_mode(False):
-        return _make_counts(rows, k)
-
-
-def _make_counts(rows: int, k: int) -> tuple[Tensor, Tensor]:
     """The numbers 0 to k - 1, and where each of `rows` bags of k columns starts."""
-    return torch.arange(k), torch.arange(0, rows * k, k)
+    with torch.inference_mode(False):
+        return torch.arange(k), torch.arange(0, rows * k, k)

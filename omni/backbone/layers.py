@@ -82,8 +82,6 @@ def rms_norm(x: Float[Tensor, "*batch channels"], eps: float) -> Float[Tensor, "
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(*batch, 1)."""
-    if torch.compiler.is_compiling():
-        return (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.addcmul(
         _scalar(eps, x.dtype, x.device), norm, norm, value=1 / x.shape[-1]

@@ -18,10 +18,10 @@ from transformers.utils import ModelOutput
 
 from omni.backbone.attention import Attention, Mask, causal_mask
 from omni.backbone.cache import MIN_CAPACITY, HybridCache, KeyValueState, LayerState, MambaState
-from omni.backbone.compiled import CompiledStep, compile_step
 from omni.backbone.layers import MLP, ResidualLinear, RMSNorm, upcast
 from omni.backbone.mamba import CausalConv, MambaMixer
 from omni.backbone.moe import Experts, MoE, Router
+from omni.backbone.native.step import NativeStep, try_steps
 from omni.backbone.products import Linear
 from omni.backbone.rows import Rows
 from omni.backbone.ssd import number_runs
@@ -191,7 +191,11 @@ class HybridModel(HybridPreTrainedModel):
     2. Bring padding behind the real positions (`rows.py`).
     3. Run the blocks; each keeps its own state in the cache.
     4. Normalise and put the positions back.
+
+    On a CPU a step of one row does 3 and the norm in one call, where it can (`native`).
     """
+
+    block_type = HybridBlock
 
     def __init__(self, config: NemotronHConfig) -> None:
         super().__init__(config)
@@ -199,7 +203,7 @@ class HybridModel(HybridPreTrainedModel):
         self.embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([HybridBlock(config, kind) for kind in config.layer_types])
         self.norm_f = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.compiled: CompiledStep | None = None
+        self.native = NativeStep()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -264,25 +268,30 @@ class HybridModel(HybridPreTrainedModel):
                 segment_ids=segments,
             )
 
-            collected = []
-            compiled = self.compiled
-            if compiled is not None and not compiled.takes(hidden, rows.mask, past):
-                compiled = None
-            for index, layer in enumerate(self.layers):
-                if output_hidden_states:
-                    collected.append(rows.restore(hidden))
-                state = cache.layers[index] if cache is not None else None
-                if compiled is not None:
-                    hidden = compiled.block(layer, hidden, visible, state)
-                    continue
-                hidden = layer(
-                    hidden,
-                    mask=rows.mask,
-                    attention_mask=visible,
-                    segment_ids=segments,
-                    state=state,
-                )
-            hidden = self.norm_f(hidden)
+            def run_blocks() -> Tensor:
+                x = hidden
+                for index, layer in enumerate(self.layers):
+                    if output_hidden_states:
+                        collected.append(rows.restore(x))
+                    x = layer(
+                        x,
+                        mask=rows.mask,
+                        attention_mask=visible,
+                        segment_ids=segments,
+                        state=cache.layers[index] if cache is not None else None,
+                    )
+                normed: Tensor = self.norm_f(x)
+                return normed
+
+            collected: list[Tensor] = []
+            normed = None
+            is_step = cache is not None and not output_hidden_states
+            if is_step and self.native.takes(hidden, rows.mask, visible, past):
+                assert cache is not None
+                normed = self.native.step(self, hidden, cache, run_blocks)
+            if normed is None:
+                normed = run_blocks()
+            hidden = normed
             if output_hidden_states:
                 collected.append(rows.restore(hidden))
         return HybridOutput(
@@ -362,18 +371,23 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             hidden = output.last_hidden_state
             assert hidden is not None
-            compiled = self.model.compiled
-            # The last position of a longer prompt looks the same, but lies differently in memory.
+            # The last position of a longer prompt looks the same, but is not a step.
             is_step = cache is not None and cache.get_seq_length() == past + 1
-            if compiled is not None and is_step and compiled.takes(hidden, None, past):
-                output.logits = compiled.score(self.lm_head, hidden)
-            else:
+            native = self.model.native
+            if is_step and native.takes(hidden, None, None, past):
+                output.logits = native.score(self.lm_head, hidden)
+            if output.logits is None:
                 output.logits = upcast(self.lm_head(hidden))
         return output if return_dict else output.to_tuple()
 
-    def compile_step(self) -> bool:
-        """Decode through compiled code from now on; see `omni.backbone.compiled.compile_step`."""
-        return compile_step(self)
+    def compile_step(self, *, is_wanted: bool = True) -> bool:
+        """Decode by native steps from now on; see `omni.backbone.native.step.try_steps`.
+
+        Args:
+            is_wanted: False leaves all steps to PyTorch.
+        """
+        self.model.native = NativeStep(is_wanted=is_wanted)
+        return is_wanted and try_steps(self)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Choose what `forward` gets in one step of transformers' `generate`."""

@@ -16,7 +16,7 @@ from transformers import NemotronHConfig
 
 from omni.backbone.columns import is_in_columns, multiply_chosen, suits_columns, to_columns
 from omni.backbone.layers import MLP, ResidualLinear, find_activation, upcast
-from omni.backbone.products import Linear, grouped_linear, linear, row_product
+from omni.backbone.products import Linear, grouped_linear, linear
 from omni.errors import ConfigError
 
 MAX_COLUMN_TOKENS = 8
@@ -109,8 +109,7 @@ class Experts(nn.Module):
             if len(x) <= MAX_COLUMN_TOKENS and self.has_columns:
                 return self._read_columns(x, weights, chosen)
             if len(x) == 1:
-                step = self._written_out if torch.compiler.is_compiling() else self._step
-                return step(x, weights, chosen)
+                return self._step(x, weights, chosen)
         stretches = Stretches.of(chosen, num_experts=self.up_proj.shape[0])
         rows: Tensor = _Gather.apply(x, stretches.tokens, stretches.slots)
         if torch.is_grad_enabled():
@@ -172,17 +171,6 @@ class Experts(nn.Module):
             ]
         )
         return (weights @ results.to(weights.dtype)).to(x.dtype)
-
-    def _written_out(
-        self,
-        x: Float[Tensor, "1 width"],
-        weights: Float[Tensor, "1 chosen"],
-        chosen: Int[Tensor, "1 chosen"],
-    ) -> Float[Tensor, "1 width"]:
-        """`_step` for compilers: the choice stays a tensor."""
-        hidden = self.activation(row_product(x, self.up_proj[chosen[0]]))  # (k, d)
-        results = row_product(hidden * weights.view(-1, 1), self.down_proj[chosen[0]])
-        return results.sum(0, keepdim=True).to(x.dtype)
 
 
 def lay_columns(model: nn.Module) -> None:

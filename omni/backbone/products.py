@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -32,9 +32,6 @@ def linear(
     bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "*batch out"]:
     """Return `x @ weight.T + bias`, as `torch.nn.functional.linear` does."""
-    if torch.compiler.is_compiling() and is_row(x, weight) and not torch.is_grad_enabled():
-        product = row_product(x, weight).to(x.dtype)
-        return product if bias is None else product + bias
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias is not None):
@@ -44,23 +41,6 @@ def linear(
         y = (weight * x.view(-1)).sum(1)
         return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
     return _onednn(x, weight, bias)
-
-
-def is_row(x: Tensor, weight: Tensor) -> bool:
-    """Whether a single row is multiplied with the weight, on a CPU."""
-    return x.numel() == weight.shape[-1] and weight.device.type == "cpu"
-
-
-def row_product(
-    x: Float[Tensor, "*batch width"], weight: Shaped[Tensor, "*batch out width"]
-) -> Float[Tensor, "*batch out"]:
-    """`weight @ x` written out, in at least float32: for compilers, which make it one loop.
-
-    The loop reads each weight once, whatever its format, and stores nothing on the way; where
-    `weight` is chosen from a stack by index, only what is chosen is read.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (weight.to(dtype) * x.to(dtype).unsqueeze(-2)).sum(-1)
 
 
 class Linear(nn.Linear):

@@ -304,9 +304,6 @@ def ssd_step(
     state.mul_((dt * A.to(dtype)).exp_()[..., None, None])
     grouped = state.view(*scaled.shape[:3], -1)  # (b, g, r p, n)
     grouped.addcmul_(scaled, B.to(dtype).unsqueeze(2))
-    if torch.compiler.is_compiling():  # written out: one loop reads and writes the state once
-        y = (grouped * C.to(dtype).unsqueeze(2)).sum(-1).view(x.shape)
-        return (y + x.to(dtype) * D.to(dtype)[:, None]).to(x.dtype)
     # C S^T rather than S C: the same product, but several times faster on a CPU
     y = torch.bmm(C.to(dtype).flatten(0, 1).unsqueeze(1), grouped.flatten(0, 1).transpose(1, 2))
     y = y.view(x.shape)

@@ -219,14 +219,8 @@ def weight_only_int4(
 
 def few_arguments_int4(weight: Tensor, scale: Tensor, scales: Tensor) -> tuple[Tensor, int, Tensor]:
     """What PyTorch's kernel gets of an int4 weight: packed integers, group size, scales."""
-    if torch.compiler.is_compiling():  # where blocks are known to be these
-        return packed_int4(weight, scale, scales)
-    return packed_int4(_as_blocks(weight, kernel_block()), scale, scales)
-
-
-def packed_int4(weight: Tensor, scale: Tensor, scales: Tensor) -> tuple[Tensor, int, Tensor]:
-    """`few_arguments_int4` where the kernel reads blocks of `BLOCK` outputs."""
-    return weight.view(scale.shape[0], -1), weight.shape[1] // scales.shape[0], scales
+    packed = _as_blocks(weight, kernel_block()).view(scale.shape[0], -1)
+    return packed, weight.shape[1] // scales.shape[0], scales
 
 
 def linear_int8(

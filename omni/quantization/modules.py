@@ -12,7 +12,8 @@ import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor, nn
 
-from omni.backbone.products import row_product
+from omni.backbone.native import table
+from omni.backbone.native.watch import UnknownError, Watch
 from omni.quantization.formats import (
     BLOCK,
     GROUP_SIZES,
@@ -22,15 +23,12 @@ from omni.quantization.formats import (
     few_arguments_int4,
     integer_product,
     is_readable,
-    kernel_block,
     linear_int4,
     linear_int8,
-    packed_int4,
     quantize_int4,
     quantize_int8,
     quantize_rows,
     unpack_int4,
-    weight_only_int4,
 )
 
 
@@ -98,7 +96,6 @@ class QuantizedWeight(nn.Module):
         self.shape = shape
         self._ready: dict[int | None, tuple[Any, ...]] = {}
         self._ready_of: Tensor | None = None
-        self.took_weight_only = False
         for name, (size, dtype) in form.tensors(*shape).items():
             self.register_buffer(name, torch.empty(size, dtype=dtype))
 
@@ -122,64 +119,11 @@ class QuantizedWeight(nn.Module):
         product = torch._weight_int4pack_mm_for_cpu(x, *arguments)
         return product if product.shape[1] == self.shape[-2] else product[:, : self.shape[-2]]
 
-    def _takes_weight_only(self) -> bool:
-        """Whether the weight-only kernels read this weight rightly.
-
-        Compiled code cannot look at addresses, so it goes by what the last eager call found.
-        """
-        if torch.compiler.is_compiling():
-            return self.took_weight_only
-        found = is_readable(self.weight)
-        known = found and (self.is_int8 or kernel_block() == BLOCK)
-        if known != self.took_weight_only:
-            self.took_weight_only = known
-        return found
-
-    def multiply_chosen(
-        self, x: Float[Tensor, "1 k"], experts: Int[Tensor, " chosen"]
-    ) -> Float[Tensor, "chosen n"]:
-        """Return the product of a row with each of the chosen matrices, for compilers."""
-        weight, scale, *scales = self._take(experts)
-        if self.is_int8:
-            return row_product(x.bfloat16(), weight) * scale.float()
-        # Side by side they are one matrix with the outputs of all.
-        weight, pairs = weight.flatten(0, 1), scales[0].transpose(0, 1).flatten(1, 2)
-        products = weight_only_int4(x.bfloat16(), *_narrow(weight, scale.flatten(), pairs))
-        return products.view(len(experts), -1)[:, : self.shape[-2]].float()
-
-    def sum_chosen(
-        self, x: Float[Tensor, "chosen k"], experts: Int[Tensor, " chosen"]
-    ) -> Float[Tensor, "1 n"]:
-        """Return the sum of the products of a row with a chosen matrix each, for compilers."""
-        weight, scale, *scales = self._take(experts)
-        if self.is_int8:
-            return (row_product(x.bfloat16(), weight) * scale.float()).sum(0, keepdim=True)
-        # One after the other they are one matrix with the inputs of all.
-        weight, pairs = weight.transpose(0, 1).flatten(1, 2), scales[0].flatten(0, 1)
-        row = x.bfloat16().view(1, -1)
-        products = weight_only_int4(row, *_narrow(weight, scale[0], pairs))
-        return products[:, : self.shape[-2]].float()
-
-    def _take(self, experts: Int[Tensor, " chosen"]) -> list[Tensor]:
-        """The stored tensors of the chosen weights, those of int4 in wide numbers.
-
-        Compilers copy what the int4 kernel reads, and copy byte by byte if they are bytes.
-        """
-        if self.is_int8:
-            return [tensor[experts] for tensor in self.tensors()]
-        weight, scale, scales = self.tensors()
-        wide = scales.view(torch.int32).squeeze(-1)
-        return [weight.view(torch.int64)[experts], scale[experts], wide[experts]]
-
     def _few_arguments(self, expert: int | None) -> tuple[Any, ...]:
         """What the weight-only kernel gets, kept where it is made of views of the weight.
 
         In a step of one token, making views takes as long as small products.
         """
-        if torch.compiler.is_compiling():
-            assert expert is None
-            tensors = self.tensors()
-            return tensors if self.is_int8 else packed_int4(*tensors)
         if self._ready_of is not self.weight:
             self._ready_of, self._ready = self.weight, {}
         if (found := self._ready.get(expert)) is not None:
@@ -230,12 +174,6 @@ class QuantizedWeight(nn.Module):
         return self
 
 
-def _narrow(weight: Tensor, scale: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An int4 weight of `QuantizedWeight._take` in the formats of its file."""
-    pairs = scales.contiguous().view(torch.bfloat16).unflatten(-1, (-1, 2))
-    return weight.contiguous().view(torch.uint8), scale, pairs
-
-
 class QuantizedLinear(QuantizedWeight):
     """A linear layer with an int8 or int4 weight; inference only, on a CPU.
 
@@ -253,7 +191,7 @@ class QuantizedLinear(QuantizedWeight):
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
         """Apply the layer; the result has the dtype of `x`."""
         rows = x.reshape(-1, self.in_features)
-        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and self._takes_weight_only()
+        few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and is_readable(self.weight)
         y = self.multiply_few(rows.bfloat16()) if few else self.multiply(rows.float())
         if self.bias is not None:
             y = y + self.bias
@@ -292,13 +230,7 @@ class QuantizedExperts(nn.Module):
            activations that were quantised once for all experts.
         3. Weight the results and add them up per token.
         """
-        if (
-            len(x) == 1
-            and self.up_proj._takes_weight_only()
-            and self.down_proj._takes_weight_only()
-        ):
-            if torch.compiler.is_compiling():
-                return self._written_out(x, weights, chosen)
+        if len(x) == 1 and is_readable(self.up_proj.weight) and is_readable(self.down_proj.weight):
             return self._step(x, weights, chosen)
         order = chosen.flatten().argsort()  # (t k,)
         tokens = order // chosen.shape[1]
@@ -333,7 +265,41 @@ class QuantizedExperts(nn.Module):
         results = torch.cat([down.multiply_few(own, expert) for own, expert in pairs])
         return (weights.float() @ results.float()).to(x.dtype)  # (1, width)
 
-    def _written_out(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """`_step` for compilers: the choice stays a tensor; arguments are as there."""
-        hidden = self.activation(self.up_proj.multiply_chosen(x, chosen[0]))  # (k, d)
-        return self.down_proj.sum_chosen(hidden * weights.view(-1, 1), chosen[0]).to(x.dtype)
+
+# ------------------------------------------------------------------------- for the native step
+
+
+def _read_weight(module: QuantizedWeight, watch: Watch) -> table.Matrix:
+    """Describe the stored tensors, which are read where they are."""
+    *_, outputs, inputs = module.shape
+    weight = watch.tensor(module, "weight")
+    scale = watch.tensor(module, "row_scale" if module.is_int8 else "group_scale")
+    if not weight.is_contiguous() or not scale.is_contiguous():
+        raise UnknownError(f"a weight has strides {weight.stride()}, {scale.stride()}")
+    is_stack = len(module.shape) == 3
+    return table.Matrix(
+        format=table.INT8 if module.is_int8 else table.INT4,
+        num_outputs=outputs,
+        num_inputs=inputs,
+        group_size=module.form.group_size,
+        weight=weight.data_ptr(),
+        scale=scale.data_ptr(),
+        weight_stride=weight[0].nbytes if is_stack else 0,
+        scale_stride=scale[0].nbytes if is_stack else 0,
+    )
+
+
+def _read_linear(module: QuantizedLinear, watch: Watch) -> table.Matrix:
+    matrix = _read_weight(module, watch)
+    matrix.bias = watch.floats_or_none(module, "bias")
+    return matrix
+
+
+def _read_experts(module: QuantizedExperts, watch: Watch) -> tuple[table.Matrix, table.Matrix]:
+    for weight in (module.up_proj, module.down_proj):
+        watch.module(weight, QuantizedWeight)
+    return _read_weight(module.up_proj, watch), _read_weight(module.down_proj, watch)
+
+
+table.LINEAR_READERS[QuantizedLinear] = _read_linear
+table.EXPERTS_READERS[QuantizedExperts] = _read_experts

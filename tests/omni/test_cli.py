@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 
 from omni import cli
 from tests.support import tiny_omni
+from tests.support.native import forget_library
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_ask_prints_the_answer_and_nothing_else(run, model_dir, picture):
 
 @pytest.mark.parametrize("command", [("ask", "What?"), ("chat",)], ids=["ask", "chat"])
 def test_compile_that_cannot_be_says_so_and_goes_on(command, run, model_dir, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    forget_library(monkeypatch)
     monkeypatch.setattr("builtins.input", lambda *_: "")
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler 'no-such-compiler' was found"):
         code, _, _ = run(*command, "--model", model_dir, "--max-new-tokens", 2, "--compile")
