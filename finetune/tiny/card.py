@@ -79,9 +79,9 @@ LIMITS = """## What it cannot do
   moves, or one or two that come and go.
 - It reads short lines, alone or several pictures one after the other. Strips with more than a dozen
   letters it begins well and then loses its place; after several pictures it may not stop.
-- Pages, documents, clips with sound and merged pictures came into the recipes after these weights
-  were made: what the table says of them is what an untrained skill is worth. No picture has more
-  than 64 tokens, so whole receipts and pages of real documents are too small to be read.
+- Pages, documents and clips with sound are in its training, but the table says how little it has
+  learnt of them. No picture has more than 64 tokens, so whole receipts and pages of real documents
+  are too small to be read.
 - Words were spoken alone, in at most three seconds; digits also in sequences of two to four.
 """
 
@@ -103,7 +103,7 @@ published for research without a formal licence |
 | ICDAR-2019 SROIE, lines of 379 receipts, without names and addresses of companies | \
 reading | Z. Huang and others | MIT in the repository they were taken from; the competition's own \
 terms are not in it |
-| printed lines, shapes, scenes, clips | reading, colours, shapes, counts, places, times | drawn \
+| printed lines, pages, shapes, scenes, clips | reading, colours, shapes, counts, places, times | drawn \
 by `finetune/tiny`, in fonts of Debian | Apache-2.0 |
 
 Held out: one speaker of the Free Spoken Digit Dataset (`yweweler`)
