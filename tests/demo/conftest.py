@@ -58,6 +58,7 @@ class Server:
     def __init__(self, folder: Path, *arguments: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment |= {"TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
+        environment["OMNI_NATIVE"] = "off"  # else answers are there before they are seen to grow
         self.folder = folder
         self.log = (folder / "server.log").open("w")
         self.process = subprocess.Popen(
