@@ -103,8 +103,8 @@ published for research without a formal licence |
 | ICDAR-2019 SROIE, lines of 379 receipts, without names and addresses of companies | \
 reading | Z. Huang and others | MIT in the repository they were taken from; the competition's own \
 terms are not in it |
-| printed lines, pages, shapes, scenes, clips | reading, colours, shapes, counts, places, times | drawn \
-by `finetune/tiny`, in fonts of Debian | Apache-2.0 |
+| printed lines and pages, shapes, scenes, clips | reading, colours, shapes, counts, places, \
+times | drawn by `finetune/tiny`, in fonts of Debian | Apache-2.0 |
 
 Held out: one speaker of the Free Spoken Digit Dataset (`yweweler`)
 and about an eighth of the speakers of Speech Commands, a tenth of the photographs and of the
