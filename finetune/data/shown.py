@@ -88,7 +88,12 @@ def mark_shown(
         raise RowError(f"{KEY}: expected an answer of words alone as the last turn that is learned")
     marks = []
     for spot in _find(shown, answer, len(inputs.media)):
-        found = spot.shown
+        found, item = spot.shown, inputs.media[spot.shown.medium]
+        if item.modality != "image":
+            raise RowError(
+                f"{KEY}: medium {found.medium} is {item.modality}; expected a picture or a page, "
+                "which has columns"
+            )
         width = (found.right - found.left) / len(found.text)
         end = spot.start + len(found.text)
         for position, (first, last) in zip(labelled.tolist(), offsets, strict=True):

@@ -1,6 +1,7 @@
 """`shown`: the tokens of the answer that a picture shows, wherever the row ends up."""
 
 import json
+import wave
 from itertools import chain
 
 import numpy as np
@@ -130,3 +131,21 @@ def test_what_the_answer_does_not_hold_makes_a_bad_row(shown, write, processor):
     with pytest.raises(RowError, match="expected texts of the last answer in its order"):
         encode_sample(sample, processor, guided=True)
     assert not count_marks(encode_sample(sample, processor))
+
+
+def test_a_recording_has_no_columns_to_show_anything(tmp_path, processor):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(bytes(32_000))
+    row = {
+        "messages": [
+            {"role": "user", "content": "<audio>What is said?"},
+            {"role": "assistant", "content": "AB"},
+        ],
+        "audios": ["a.wav"],
+        "shown": [{"medium": 0, "text": "AB"}],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    sample = open_dataset(tmp_path / "rows.jsonl")[0]
+    with pytest.raises(RowError, match="medium 0 is audio; expected a picture"):
+        encode_sample(sample, processor, guided=True)
