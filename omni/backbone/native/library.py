@@ -72,11 +72,15 @@ _found: Library | str = "the process was forked while the library was sought."
 
 
 def start_building() -> threading.Thread:
-    """Begin to load or build the library beside other work, once per process."""
+    """Begin to load or build the library beside other work, once per process.
+
+    A process that ends meanwhile waits for the compiler, so that a short one leaves a library for
+    the next and no half-made files.
+    """
     global _thread
     with _lock:
         if _thread is None:
-            _thread = threading.Thread(target=_find, daemon=True)
+            _thread = threading.Thread(target=_find)
             _thread.start()
         return _thread
 
