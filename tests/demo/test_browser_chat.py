@@ -91,6 +91,9 @@ def test_an_answer_is_seen_growing_and_can_be_stopped(visit):
     assert whole.startswith(begun)
     page.wait_for_timeout(1000)
     assert window.answers()[-1] == begun
+    page.evaluate("window.watcher.disconnect()")
+    assert ask(window, TALK)  # the conversation goes on
+    start_anew(window)
     assert "Three" in ask(window, ASKED["digit.png"][0], MEDIA / "digit.png")
 
 
