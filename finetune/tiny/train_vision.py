@@ -60,7 +60,6 @@ NOTHING_WEIGHTS = {
 }
 
 CONTINUED_RATE = 0.35  # of the learning rates, in a run that starts from trained weights
-HEAD_STEPS = 200  # of such a run, in which fresh heads learn what the tower says already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +82,7 @@ class VisionTraining:
         bfloat16: Multiply matrices in bfloat16; weights stay float32.
         num_workers: Processes that make batches; 0 makes them in the training process.
         reads: The run starts from a tower that reads, so that few lines are easy.
-        head_steps: Steps in which only the heads learn, for fresh heads on a trained tower.
+        head_steps: Steps in which only the heads learn, where some are fresh on a trained tower.
     """
 
     steps: int
@@ -100,14 +99,13 @@ class VisionTraining:
     bfloat16: bool = True
     num_workers: int = 1
     reads: bool = False
-    head_steps: int = 0
+    head_steps: int = 200
 
     def continued(self) -> "VisionTraining":
         """Return the settings of a run that starts from trained weights."""
         return replace(
             self,
             reads=True,
-            head_steps=HEAD_STEPS,
             learning_rate=CONTINUED_RATE * self.learning_rate,
             muon_learning_rate=CONTINUED_RATE * self.muon_learning_rate,
         )
@@ -239,17 +237,16 @@ def train(
         settings: Settings of the run.
         resume: Go on from the checkpoint in `out` if there is one.
         initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule.
-            Heads that it does not have, which is all of them when it is an unpacked checkpoint,
-            learn alone for the first `head_steps`.
+            If it lacks some heads (an unpacked checkpoint has none), the heads learn alone for the
+            first `head_steps`.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     tower = build_tower(tower_config())
     heads = VisionHeads(tower.config.hidden_size)
-    if initial is not None:
-        tower.load_state_dict(load_file(initial / "vision_model.safetensors"))
-        if (initial / "heads.safetensors").is_file():
-            heads.load_state_dict(load_file(initial / "heads.safetensors"), strict=False)
+    head_steps = 0
+    if initial is not None and _load_initial(initial, tower, heads):
+        head_steps = settings.head_steps
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizers = build_optimizers(
         parameters, tower.encoder.parameters(), weight_decay=settings.weight_decay
@@ -282,7 +279,7 @@ def train(
             muon=share * settings.muon_learning_rate,
             adamw=share * settings.learning_rate,
         )
-        tower.requires_grad_(step >= settings.head_steps)
+        tower.requires_grad_(step >= head_steps)
         tower.zero_grad()
         heads.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
@@ -314,6 +311,15 @@ def train(
     }
     (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     _append(out, {"step": settings.steps, "seconds": round(seconds), "final": True, **figures})
+
+
+def _load_initial(folder: Path, tower: RadioModel, heads: VisionHeads) -> bool:
+    """Load the weights of an earlier run, and say whether some heads are left as they were."""
+    tower.load_state_dict(load_file(folder / "vision_model.safetensors"))
+    file = folder / "heads.safetensors"
+    return not file.is_file() or bool(
+        heads.load_state_dict(load_file(file), strict=False).missing_keys
+    )
 
 
 def _as_it_is(tasks: list[Task]) -> list[Task]:

@@ -186,7 +186,7 @@ class Stretches:
 
     Long stretches are filled up by a sixteenth at most, with rows whose results nobody reads: the
     library that multiplies prepares itself anew for every number of rows that it has not met, which
-    takes a millisecond or two and half a megabyte each, and there are 16 numbers to an octave so.
+    takes a millisecond or two and 0.65 MiB each, and so there are only 16 numbers to an octave.
     """
 
     tokens: Int[Tensor, " rows"]

@@ -193,7 +193,9 @@ def test_every_parameter_but_the_unused_ones_gets_a_gradient(data, small_tower):
     assert [name for name, p in named if p.grad is None] == []
 
 
-def test_a_cut_and_resumed_run_ends_where_an_unbroken_one_does(data, tmp_path, monkeypatch):
+@pytest.fixture
+def small_training(data, monkeypatch):
+    """Training of a tower of one layer, measured on a single batch."""
     tower_config_of_module = train_vision.tower_config
 
     def one_layer():
@@ -204,6 +206,25 @@ def test_a_cut_and_resumed_run_ends_where_an_unbroken_one_does(data, tmp_path, m
     monkeypatch.setattr(train_vision, "tower_config", one_layer)
     held_out = VisionBatches(data, seed=9, num_steps=1, sizes=SMALL)[0]
     monkeypatch.setattr(train_vision, "validation_tasks", lambda *_: held_out)
+
+
+@pytest.mark.usefixtures("small_training")
+@pytest.mark.parametrize("has_heads", [False, True])
+def test_only_fresh_heads_learn_alone_on_a_trained_tower(data, tmp_path, has_heads):
+    settings = VisionTraining(steps=1, sizes=SMALL, warmup_steps=1, num_workers=0, head_steps=2)
+    train(data, tmp_path / "first", settings)
+    if not has_heads:
+        (tmp_path / "first" / "heads.safetensors").unlink()
+    train(data, tmp_path / "next", settings, initial=tmp_path / "first")
+    before, after = (
+        load_file(tmp_path / run / "vision_model.safetensors") for run in ("first", "next")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert bool(changed) == has_heads
+
+
+@pytest.mark.usefixtures("small_training")
+def test_a_cut_and_resumed_run_ends_where_an_unbroken_one_does(data, tmp_path, monkeypatch):
     settings = VisionTraining(
         steps=2, sizes=SMALL, warmup_steps=1, save_every=1, evaluate_every=1, num_workers=0
     )
@@ -228,7 +249,7 @@ def test_a_cut_and_resumed_run_ends_where_an_unbroken_one_does(data, tmp_path, m
         whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
         assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
-    reference = RadioModel(one_layer())
+    reference = RadioModel(train_vision.tower_config())
     reference.make_preprocessor_external()
     reference.load_state_dict(load_file(tmp_path / "whole" / "vision_model.safetensors"))
     report = json.loads((tmp_path / "whole" / "metrics.json").read_text())
