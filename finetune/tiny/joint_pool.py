@@ -251,7 +251,7 @@ class Pool:
         messages = chat(media, turns, answered=True)
         inputs = self.processor(messages, options=options, with_labels=True)
         inputs = spell_answers(inputs, turns, self.processor.tokenizer)
-        return mark_answers(inputs, turns, _items_of(media))
+        return mark_answers(inputs, turns, _items_of(media), self.processor.tokenizer)
 
 
 def _items_of(media: Sequence[Encoded | EncodedDocument]) -> list[list[int]]:

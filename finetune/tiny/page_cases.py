@@ -11,7 +11,7 @@ from finetune.tiny.page_questions import ask_page_count, ask_receipt
 from finetune.tiny.paging import as_pdf
 from finetune.tiny.receipts import receipt_pages
 from finetune.tiny.subjects import Subject, Subjects
-from finetune.tiny.turns import Turn, document_turns
+from finetune.tiny.turns import Turn, document_turns, turn_of
 from omni.media import Image
 
 MOST_PAGES = 5
@@ -28,7 +28,7 @@ def count_cases(rng: Generator, subjects: Subjects, count: int) -> Iterator[tupl
     """
     for number in range(count):
         pages = [subjects.page(rng) for _ in range(1 + number % MOST_PAGES)]
-        yield _pdf(pages), Turn(*ask_page_count(rng, len(pages)))
+        yield _pdf(pages), turn_of(ask_page_count(rng, len(pages)))
 
 
 def document_cases(rng: Generator, subjects: Subjects, count: int) -> Iterator[tuple[bytes, Turn]]:

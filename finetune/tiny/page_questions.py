@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
+from finetune.guide import Span
 from finetune.tiny import page_wordings as wordings
+from finetune.tiny.answers import QA, by_counting
 from finetune.tiny.documents import Cell, Field, Page, Printed
-from finetune.tiny.questions import NUMBER_WORDS, sentence, vary
+from finetune.tiny.questions import vary
 from finetune.tiny.wordings import ENDINGS
 
 OWN_SHARE = 0.5  # of the fields that may be asked for in a way of their own, as dates and totals
@@ -60,14 +62,15 @@ def ask_page(rng: Generator, page: Page, number: int | None = None) -> list[Aske
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
-def ask_page_count(rng: Generator, count: int) -> tuple[str, str, str]:
-    """Ask how many pages there are; return task, question and answer.
+def ask_page_count(rng: Generator, count: int) -> QA:
+    """Ask how many pages there are.
 
     Args:
         rng: Source of randomness.
         count: Pages, one to nine.
     """
-    return "count", vary(rng, wordings.PAGES), sentence(NUMBER_WORDS[count])
+    counted = by_counting([(number, Span()) for number in range(count)])
+    return QA("count", vary(rng, wordings.PAGES), counted)
 
 
 def ask_receipt(rng: Generator, sort: str) -> str:

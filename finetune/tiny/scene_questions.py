@@ -4,14 +4,14 @@ A question is asked only where its answer is plain: a corner is no middle, a sid
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 from numpy.random import Generator
 
 from finetune.guide import Span
 from finetune.tiny import wordings
-from finetune.tiny.questions import NUMBER_WORDS, sentence, vary
+from finetune.tiny.answers import QA, Part, at_once, by_counting, in_steps
+from finetune.tiny.questions import sentence, vary
 from finetune.tiny.scenes import Placed, Shown
 from finetune.tiny.sounded import Said
 
@@ -32,17 +32,6 @@ SIDE_WORDS = {  # how a side is named in questions
 CENTRE = Placed("", "", 0.5, 0.5)
 
 
-class QA(NamedTuple):
-    """A question, its answer, and what shows that, where it is one place."""
-
-    task: str
-    question: str
-    answer: str
-    span: Span | None = None
-    is_heard: bool = False
-    """In the sound of a clip, not in its frames."""
-
-
 def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
     """Ask all that a picture answers, in random order and wording.
 
@@ -50,46 +39,37 @@ def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
         rng: Source of randomness.
         shapes: Of the picture.
     """
-    asked = [_qa(rng, "count", wordings.COUNT, _number(len(shapes)))]
+    asked = [_qa(rng, "count", wordings.COUNT, _counted(shapes))]
     kinds = Counter(placed.shape for placed in shapes)
     colours = Counter(placed.colour for placed in shapes)
     shape, colour = str(rng.choice(sorted(kinds))), str(rng.choice(sorted(colours)))
-    number = _number(kinds[shape])
-    asked.append(_qa(rng, "count", wordings.COUNT_SHAPE, number, shape=shape))
-    number = _number(colours[colour])
-    asked.append(_qa(rng, "count", wordings.COUNT_COLOUR, number, colour=colour))
+    counted = _counted(placed for placed in shapes if placed.shape == shape)
+    asked.append(_qa(rng, "count", wordings.COUNT_SHAPE, counted, shape=shape))
+    counted = _counted(placed for placed in shapes if placed.colour == colour)
+    asked.append(_qa(rng, "count", wordings.COUNT_COLOUR, counted, colour=colour))
     for placed in shapes:
+        where = _place(placed)
         if kinds[placed.shape] == 1 and len(shapes) > 1:
-            answer = sentence(placed.colour)
-            asked.append(
-                _shown_by(
-                    placed, _qa(rng, "colour", wordings.COLOUR_OF, answer, shape=placed.shape)
-                )
-            )
+            answer = at_once(sentence(placed.colour), where)
+            asked.append(_qa(rng, "colour", wordings.COLOUR_OF, answer, shape=placed.shape))
         if colours[placed.colour] == 1 and len(shapes) > 1:
-            answer = sentence(placed.shape)
-            asked.append(
-                _shown_by(
-                    placed, _qa(rng, "shape", wordings.SHAPE_OF, answer, colour=placed.colour)
-                )
-            )
+            answer = at_once(sentence(placed.shape), where)
+            asked.append(_qa(rng, "shape", wordings.SHAPE_OF, answer, colour=placed.colour))
         corner = _corner(placed)
         if corner and sum(_same_kind(placed, other) for other in shapes) == 1:
             named = {"colour": placed.colour, "shape": placed.shape}
-            answer = sentence(corner)
-            asked.append(_shown_by(placed, _qa(rng, "corner", wordings.CORNER, answer, **named)))
+            answer = at_once(sentence(corner), where)
+            asked.append(_qa(rng, "corner", wordings.CORNER, answer, **named))
     for side, reach in SIDES.items():
         ordered = sorted(shapes, key=reach)
         if len(shapes) > 1 and reach(ordered[-1]) - reach(ordered[-2]) > APART:
-            answer = _kind(ordered[-1])
-            asked.append(
-                _shown_by(ordered[-1], _qa(rng, "side", wordings.SIDE, answer, **SIDE_WORDS[side]))
-            )
+            answer = at_once(sentence(_kind(ordered[-1])), _place(ordered[-1]))
+            asked.append(_qa(rng, "side", wordings.SIDE, answer, **SIDE_WORDS[side]))
         far = [placed for placed in shapes if reach(placed) > reach(CENTRE) - MIDDLE]
         if len(far) == 1 and reach(far[0]) > reach(CENTRE) + MIDDLE:
-            answer = _kind(far[0])
+            answer = at_once(sentence(_kind(far[0])), _place(far[0]))
             place = SIDE_WORDS[side]["place"]
-            asked.append(_shown_by(far[0], _qa(rng, "side", wordings.HALF, answer, place=place)))
+            asked.append(_qa(rng, "side", wordings.HALF, answer, place=place))
     return _shuffled(rng, asked)
 
 
@@ -104,18 +84,22 @@ def ask_events(
         seconds_a_frame: Between two frames.
         num_frames: Of the clip.
     """
+    seen = [
+        _place(shown)._replace(start=shown.first / num_frames, end=shown.end / num_frames)
+        for shown in showings
+    ]
     if len({(shown.colour, shown.shape) for shown in showings}) > 1:
-        asked = []
-        for shown, patterns in zip(showings, (wordings.FIRST, wordings.SECOND), strict=True):
-            qa = _shown_by(shown, _qa(rng, "side", patterns, _kind(shown)))
-            assert qa.span is not None
-            times = {"start": shown.first / num_frames, "end": shown.end / num_frames}
-            asked.append(qa._replace(span=qa.span._replace(**times)))
+        steps = [Part(_kind(shown), span) for shown, span in zip(showings, seen, strict=True)]
+        asked = [
+            _qa(rng, "side", patterns, in_steps(steps, _kind(shown)))
+            for shown, patterns in zip(showings, (wordings.FIRST, wordings.SECOND), strict=True)
+        ]
         return _shuffled(rng, asked)
-    asked = [_qa(rng, "count", wordings.TIMES, _number(len(showings)))]
+    counted = by_counting([(0, span) for span in seen])
+    asked = [_qa(rng, "count", wordings.TIMES, counted)]
     if showings[0].first > 0:
         start = f"At {seconds_a_frame * showings[0].first:.1f} seconds."
-        asked.append(_qa(rng, "when", wordings.WHEN, start))
+        asked.append(_qa(rng, "when", wordings.WHEN, at_once(start)))
     return _shuffled(rng, asked)
 
 
@@ -127,6 +111,7 @@ def ask_sounded(rng: Generator, said: Sequence[Said], seconds: float) -> list[QA
         said: In order of time; no shape and no word twice.
         seconds: Duration of the clip.
     """
+    steps = [part for one in said for part in _seen_and_heard(one, seconds)]
     asked = []
     for one in said:
         names = [f"{one.colour} {one.shape}"]
@@ -134,45 +119,54 @@ def ask_sounded(rng: Generator, said: Sequence[Said], seconds: float) -> list[QA
             names.append(one.shape)
         if sum(one.colour == other.colour for other in said) == 1:
             names.append(f"{one.colour} shape")
-        thing, word = str(rng.choice(names)), sentence(one.word)
-        heard, seen = (
-            Span(start=start / seconds, end=min(end / seconds, 1.0))
-            for start, end in (one.said_s, one.shown_s)
-        )
-        qa = _qa(rng, "word", wordings.SAID_WHILE, word, thing=thing)
-        asked.append(qa._replace(span=heard, is_heard=True))
+        thing, word = str(rng.choice(names)), in_steps(steps, one.word)
+        asked.append(_qa(rng, "word", wordings.SAID_WHILE, word, thing=thing))
         quoted = str(rng.choice([one.word, f"'{one.word}'", f"the word {one.word}"]))
-        qa = _qa(rng, "shape_colour", wordings.SHOWN_WHILE, _kind(one), word=quoted)
-        asked.append(qa._replace(span=seen))
+        shape = in_steps(steps, _kind(one))
+        asked.append(_qa(rng, "shape_colour", wordings.SHOWN_WHILE, shape, word=quoted))
     if len(said) == 1:
-        asked.append(_qa(rng, "word", wordings.WORD, sentence(said[0].word)))
+        word = (Part(sentence(said[0].word), steps[1].span, is_heard=True),)
+        asked.append(_qa(rng, "word", wordings.WORD, word))
     return _shuffled(rng, asked)
 
 
-def ask_which_says(rng: Generator, words: tuple[str, str]) -> tuple[int, QA]:
+def ask_which_says(rng: Generator, words: tuple[str, str]) -> QA:
     """Ask which of two recordings says a word.
 
     Args:
         rng: Source of randomness.
         words: Of the first and of the second recording, not the same.
-
-    Returns:
-        Which one it is, from 0, and the question.
     """
     place = int(rng.integers(2))
-    qa = _qa(rng, "which", wordings.SAYS, f"The {('first', 'second')[place]}.", word=words[place])
-    return place, qa
+    steps = [Part(word, Span(), medium) for medium, word in enumerate(words)]
+    answer = in_steps(steps, f"the {('first', 'second')[place]}")
+    return _qa(rng, "which", wordings.SAYS, answer, word=words[place])
 
 
-def _qa(rng: Generator, task: str, patterns: Sequence[str], answer: str, **filled: str) -> QA:
-    return QA(task, vary(rng, patterns).format(**filled), answer)
+def _qa(
+    rng: Generator, task: str, patterns: Sequence[str], parts: tuple[Part, ...], **filled: str
+) -> QA:
+    return QA(task, vary(rng, patterns).format(**filled), parts)
 
 
-def _shown_by(placed: Placed | Shown, qa: QA) -> QA:
-    """Say that a shape shows the answer."""
+def _counted(shapes: Iterable[Placed]) -> tuple[Part, ...]:
+    """Count some shapes, from left to right."""
+    return by_counting([(0, _place(p)) for p in sorted(shapes, key=lambda placed: placed.x)])
+
+
+def _seen_and_heard(one: Said, seconds: float) -> tuple[Part, Part]:
+    """A shape of a clip, and the word that goes with it."""
+    seen, heard = (
+        Span(start=start / seconds, end=min(end / seconds, 1.0))
+        for start, end in (one.shown_s, one.said_s)
+    )
+    return Part(_kind(one), seen), Part(one.word, heard, is_heard=True)
+
+
+def _place(placed: Placed | Shown) -> Span:
     across = placed.x - placed.radius, placed.x + placed.radius
     down = placed.y - placed.radius, placed.y + placed.radius
-    return qa._replace(span=Span(*across, *down))
+    return Span(*across, *down)
 
 
 def _shuffled(rng: Generator, asked: list[QA]) -> list[QA]:
@@ -190,8 +184,4 @@ def _same_kind(one: Placed, other: Placed) -> bool:
 
 
 def _kind(thing: Placed | Shown | Said) -> str:
-    return sentence(f"{thing.colour} {thing.shape}")
-
-
-def _number(count: int) -> str:
-    return sentence(NUMBER_WORDS[count])
+    return f"{thing.colour} {thing.shape}"

@@ -4,6 +4,7 @@ import re
 from decimal import Decimal
 
 from finetune.tiny import questions
+from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import WORDS
 from finetune.tiny.drawing import COLOURS, DIRECTIONS, SHAPES
 from finetune.tiny.train_vision import edit_distance
@@ -74,7 +75,7 @@ def score_answer(turn: Turn, answer: str) -> float:
         return float(date_parts(answer) == date_parts(turn.answer))
     if turn.task in CANDIDATES:
         candidates = CANDIDATES[turn.task]
-        said, true = named(answer, candidates), named(turn.answer, candidates)
+        said, true = (named(conclusion(text), candidates) for text in (answer, turn.answer))
         return float(said == true if turn.task == "digits" else set(said) == set(true))
     knows_abilities = any(word in answer for word in ABILITY_WORDS)
     if turn.task == "abilities":

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.guide import Span, is_whole, mark
 from finetune.tiny.tokenizer import encode_characters
-from finetune.tiny.turns import Turn
+from finetune.tiny.turns import Shown, Turn
 from omni.inputs import IGNORE_INDEX, OmniInputs
 
 
@@ -43,7 +43,10 @@ def spell_answers(
 
 
 def mark_answers(
-    inputs: OmniInputs, turns: Sequence[Turn], items: Sequence[Sequence[int]]
+    inputs: OmniInputs,
+    turns: Sequence[Turn],
+    items: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> OmniInputs:
     """Note where the media show what the answers say.
 
@@ -55,10 +58,11 @@ def mark_answers(
         turns: What its labelled stretches answer, in order.
         items: Of each medium that a turn may name, its items in the row: the sound of a clip
             comes behind its frames.
+        tokenizer: From `finetune.tiny.tokenizer`.
     """
     marks: list[tuple[int, int, Span]] = []
     for turn, answer in zip(turns, _answers(inputs), strict=True):
-        shown = turn.shown if turn.spelled else turn.shown * len(answer)
+        shown = turn.shown if turn.spelled else _shown_by_token(turn, tokenizer)
         if len(shown) != len(answer):
             continue
         for position, part in zip(answer, shown, strict=True):
@@ -68,6 +72,14 @@ def mark_answers(
             if is_whole(inputs.media[item]):
                 marks.append((position, item, part.span))
     return mark(inputs, marks)
+
+
+def _shown_by_token(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> Sequence[Shown | None]:
+    """What shows each token of an answer in words; a word has the space before it."""
+    if not turn.shown:
+        return ()
+    ends = tokenizer(turn.answer, return_offsets_mapping=True)["offset_mapping"]
+    return [turn.shown[end - 1] for _, end in ends]
 
 
 def _answers(inputs: OmniInputs) -> list[range]:

@@ -8,15 +8,10 @@ from numpy.random import Generator
 
 from finetune.guide import Span
 from finetune.tiny import questions
+from finetune.tiny.answers import QA
 from finetune.tiny.audio_data import DIGITS, SILENCE
 from finetune.tiny.page_questions import Asked, ask_page, ask_page_count
-from finetune.tiny.scene_questions import (
-    QA,
-    ask_events,
-    ask_scene,
-    ask_sounded,
-    ask_which_says,
-)
+from finetune.tiny.scene_questions import ask_events, ask_scene, ask_sounded, ask_which_says
 from finetune.tiny.subjects import Subject
 from omni.media import Video
 
@@ -41,7 +36,7 @@ class Turn(NamedTuple):
     spelled: bool = False
     """The answer is copied from print, character by character."""
     shown: tuple[Shown | None, ...] = ()
-    """Of a spelled answer, what shows each character; of another, what shows all of it."""
+    """What shows each character of the answer; empty if that is not known of any."""
 
 
 def turns_about(
@@ -83,12 +78,20 @@ def _turns_about_scene(
         facts, num_frames = subject.facts, subject.medium.num_frames
         asked = ask_events(rng, facts["showings"], facts["seconds"], num_frames)
     fitting = [qa for qa in asked if wanted in (None, qa.task)]
-    return [_scene_turn(qa, 0) for qa in fitting[:count]]
+    return [turn_of(qa) for qa in fitting[:count]]
 
 
-def _scene_turn(qa: QA, medium: int) -> Turn:
-    shown = (Shown(medium, qa.span, qa.is_heard),) if qa.span else ()
-    return Turn(qa.task, qa.question, qa.answer, shown=shown)
+def turn_of(qa: QA) -> Turn:
+    """Make a turn of a question and its answer in parts.
+
+    Args:
+        qa: Of which each part may be shown by a medium.
+    """
+    shown: list[Shown | None] = []
+    for part in qa.parts:
+        by = Shown(part.medium, part.span, part.is_heard) if part.span else None
+        shown += [by] * len(part.text)
+    return Turn(qa.task, qa.question, qa.answer, shown=tuple(shown))
 
 
 _TASKS_OF = {
@@ -182,7 +185,7 @@ def document_turns(rng: Generator, pages: Sequence[Subject], *, count: int = 1) 
         pages: Of one document, in order.
         count: Most questions.
     """
-    turns = [Turn(*ask_page_count(rng, len(pages)))]
+    turns = [turn_of(ask_page_count(rng, len(pages)))]
     for _ in range(count):
         number = int(rng.integers(len(pages)))
         asked = ask_page(rng, pages[number].facts["page"], number if len(pages) > 1 else None)
@@ -233,8 +236,7 @@ def which_turn(rng: Generator, words: tuple[str, str]) -> Turn:
         rng: Source of randomness.
         words: Of the first and of the second recording, not the same.
     """
-    place, qa = ask_which_says(rng, words)
-    return _scene_turn(qa._replace(span=Span()), place)  # shown by all of that recording
+    return turn_of(ask_which_says(rng, words))
 
 
 _KIND_OF = {

@@ -40,7 +40,7 @@ def read(model, lines):
     turn = reading_turn(rng, subjects)
     inputs = processor(chat(pixels, [turn], answered=True), with_labels=True)
     inputs = spell_answers(inputs, [turn], TOKENIZER)
-    return mark_answers(inputs, [turn], [[n] for n in range(len(lines))])
+    return mark_answers(inputs, [turn], [[n] for n in range(len(lines))], TOKENIZER)
 
 
 @pytest.fixture(scope="module")

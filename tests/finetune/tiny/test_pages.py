@@ -9,6 +9,7 @@ import torch
 from encoders.vision.preprocessing import choose_image_grid
 from finetune.guide import FACT
 from finetune.tiny import documents, joint_pool, page_texts
+from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import Clip
 from finetune.tiny.documents import HEIGHTS, WIDTHS, random_page
 from finetune.tiny.fonts import find_fonts
@@ -23,7 +24,7 @@ from finetune.tiny.score import score_answer
 from finetune.tiny.sounded import random_sounded
 from finetune.tiny.subjects import FPS, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
-from finetune.tiny.turns import Turn, chat, document_turns, pair_turn, turns_about
+from finetune.tiny.turns import Turn, chat, document_turns, pair_turn, turn_of, turns_about
 from finetune.tiny.vision_data import MAX_PATCHES, MIN_PATCHES
 from omni.inputs import IGNORE_INDEX
 from omni.media import load_media
@@ -161,11 +162,12 @@ def test_a_date_is_asked_for_without_its_name_only_where_there_is_one(drawn):
 
 @pytest.mark.parametrize("count", range(1, 6))
 def test_pages_are_counted_in_words(count):
-    task, question, answer = ask_page_count(np.random.default_rng(count), count)
-    assert "page" in question.lower()
-    assert [
-        score_answer(Turn(task, question, answer), said) for said in (answer, str(count), "Nine.")
-    ] == [1, 1, 0]
+    qa = ask_page_count(np.random.default_rng(count), count)
+    assert "page" in qa.question.lower()
+    assert [part.medium for part in qa.parts if part.span] == list(range(count))
+    turn = turn_of(qa)
+    wrong = f"{turn.answer[:-1]} nine."
+    assert [score_answer(turn, said) for said in (qa.answer, str(count), wrong)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("sort", ["total", "date"])
@@ -219,7 +221,7 @@ def test_each_question_about_a_document_is_followed_by_its_own_answer(towers, mo
         item.start + mark.query + 1 for item in inputs.media for mark in item.facts.get(FACT, ())
     )
     assert TOKENIZER.decode(inputs.input_ids[0, marks]) == "".join(
-        turn.answer for turn in turns if turn.spelled
+        turn.answer if turn.spelled else "One two" for turn in turns
     )
 
 
@@ -285,7 +287,7 @@ def test_of_several_pages_the_one_that_is_meant_holds_the_answer():
         for turn in document_turns(np.random.default_rng(seed), pages, count=3):
             tasks[turn.task] += 1
             if turn.task == "count":
-                assert turn.answer == "Four."
+                assert turn.answer == "One, two, three, four: four."
                 continue
             number = turn.shown[0].medium
             assert any(t.text == turn.answer for t in pages[number].facts["page"].printed)
@@ -323,6 +325,7 @@ def test_files_of_pages_open_with_what_is_asked_about():
     rng = np.random.default_rng(0)
     for number, (file, turn) in enumerate(count_cases(rng, Pages(), 5)):
         assert load_media(file).num_pages == number + 1
-        assert turn.answer == ("One.", "Two.", "Three.", "Four.", "Five.")[number]
+        expected = ("one.", "two.", "three.", "four.", "five.")[number]
+        assert conclusion(turn.answer) == expected
     for file, turn in document_cases(rng, Pages(), 4):
         assert load_media(file).num_pages > turn.shown[0].medium

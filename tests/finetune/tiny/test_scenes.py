@@ -94,7 +94,8 @@ def test_answers_about_scenes_follow_from_the_facts():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         _, shapes = random_scene(rng)
-        for task, question, answer, *_ in ask_scene(rng, shapes):
+        for qa in ask_scene(rng, shapes):
+            task, question, answer = qa.task, qa.question, qa.answer
             tasks[task] += 1
             assert "{" not in question
             assert score_answer(Turn(task, question, answer), answer) == 1
@@ -120,7 +121,8 @@ def test_answers_about_events_follow_from_the_facts():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         _, showings = random_events(rng)
-        for task, question, answer, *_ in ask_events(rng, showings, 0.25, 16):
+        for qa in ask_events(rng, showings, 0.25, 16):
+            task, question, answer = qa.task, qa.question, qa.answer
             tasks[task] += 1
             if task == "when":
                 assert answer == f"At {showings[0].first / 4:.1f} seconds."
@@ -129,17 +131,18 @@ def test_answers_about_events_follow_from_the_facts():
                 assert [score_answer(turn, said) for said in (near, far, "Never.")] == [1, 0, 0]
             if task == "side":
                 place = 0 if "first" in question.lower() else 1
-                assert answer.lower() == f"{showings[place].colour} {showings[place].shape}."
+                first, second = (f"{shown.colour} {shown.shape}" for shown in showings)
+                last = (first, second)[place]
+                assert answer.lower() == f"{first}, {second}: {last}."
     assert set(tasks) == {"count", "side", "when"}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_of_two_recordings_the_one_that_says_the_word_is_asked_for(seed):
-    place, qa = ask_which_says(np.random.default_rng(seed), ("yes", "seven"))
-    _, question, answer, *_ = qa
-    assert answer == ("The first.", "The second.")[place]
-    assert ("yes" in question) == (answer == "The first.")
-    assert ("seven" in question) == (answer == "The second.")
+    qa = ask_which_says(np.random.default_rng(seed), ("yes", "seven"))
+    assert [(p.text, p.medium) for p in qa.parts if p.span] == [("Yes", 0), ("seven", 1)]
+    assert ("yes" in qa.question) == (qa.answer == "Yes, seven: the first.")
+    assert ("seven" in qa.question) == (qa.answer == "Yes, seven: the second.")
 
 
 def test_one_of_two_recordings_is_meant_or_the_one_that_says_a_word():
@@ -165,21 +168,21 @@ def asked(shapes, task, pattern):
     """Answers to all questions of a task whose wording matches, over many draws."""
     found = set()
     for seed in range(150):
-        for kind, question, answer, *_ in ask_scene(np.random.default_rng(seed), shapes):
-            if kind == task and re.search(pattern, question, re.IGNORECASE):
-                found.add(answer)
+        for qa in ask_scene(np.random.default_rng(seed), shapes):
+            if qa.task == task and re.search(pattern, qa.question, re.IGNORECASE):
+                found.add(qa.answer)
     return found
 
 
 def test_questions_about_a_scene_by_hand():
     three = (RED, BLUE, SECOND_BLUE)
     assert asked(three, "count", r"\b(shapes|things|objects|figures)\b(?!.*(red|blue))") >= {
-        "Three."
+        "One, two, three: three."
     }
-    assert asked(three, "count", "circles") == {"Two."}
-    assert asked(three, "count", "stars") == {"One."}
-    assert asked(three, "count", "red") == {"One."}
-    assert asked(three, "count", "blue") == {"Two."}
+    assert asked(three, "count", "circles") == {"One, two: two."}
+    assert asked(three, "count", "stars") == {"One: one."}
+    assert asked(three, "count", "red") == {"One: one."}
+    assert asked(three, "count", "blue") == {"One, two: two."}
     assert asked(three, "shape", "red") == {"Circle."}
     assert asked(three, "shape", "blue") == set()  # there are two
     assert asked(three, "colour", "star") == {"Blue."}
@@ -197,11 +200,11 @@ def test_questions_about_a_scene_by_hand():
 def test_questions_about_events_by_hand():
     twice = (Shown("red", "star", 2, 4), Shown("red", "star", 6, 10))
     answers = {
-        (task, a)
+        (qa.task, qa.answer)
         for s in range(40)
-        for task, _, a, *_ in ask_events(np.random.default_rng(s), twice, 0.5, 12)
+        for qa in ask_events(np.random.default_rng(s), twice, 0.5, 12)
     }
-    assert answers == {("count", "Two."), ("when", "At 1.0 seconds.")}
+    assert answers == {("count", "One, two: two."), ("when", "At 1.0 seconds.")}
 
 
 # ---- what the vision tower learns from scenes ----
@@ -261,7 +264,7 @@ def test_batches_of_scenes_and_of_events_have_targets_for_each_patch():
 def marked_rows(processor, subject, turns):
     """Tokens that each marked answer token points at, by the answer's text."""
     inputs = processor(chat([subject.medium], turns, answered=True), with_labels=True)
-    inputs = mark_answers(inputs, turns, [list(range(len(inputs.media)))])
+    inputs = mark_answers(inputs, turns, [list(range(len(inputs.media)))], processor.tokenizer)
     for item in inputs.media:
         steps = len(item.separators) + 1
         ids, _ = item.lay([item.num_tokens // steps] * steps)  # as the model lays what is whole
@@ -293,6 +296,21 @@ def test_answers_about_a_scene_are_marked_where_their_shape_is(processor, seed):
     assert len(item.facts[FACT]) >= 3 * len(turns)  # colour, shape, full stop
 
 
+def test_shapes_are_counted_one_by_one_from_left_to_right(processor):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        pixels, shapes = random_scene(rng)
+        subject = Subject("scene", load_media(pixels), {"shapes": shapes})
+        turns = [t for t in turns_about(rng, subject, count=99) if t.task == "count"]
+        [turn] = [t for t in turns if not re.search("|".join((*COLOURS, *SHAPES)), t.question)]
+        [item] = marked_rows(processor, subject, [turn]).media
+        height, width = item.grid[1] // 2, item.grid[2] // 2
+        marks = sorted(item.facts[FACT], key=lambda mark: mark.query)
+        for mark, shape in zip(marks, sorted(shapes, key=lambda placed: placed.x), strict=True):
+            cell = int(shape.y * height) * width + int(shape.x * width)
+            assert cell in mark.tokens
+
+
 def test_answers_about_events_are_marked_while_their_shape_is_seen(processor):
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -320,5 +338,5 @@ def test_media_whose_tokens_were_reduced_are_not_marked(processor):
     options = MediaOptions(reduction={"image": "merge(0.5)"})
     messages = chat([subject.medium], turns, answered=True)
     inputs = processor(messages, options=options, with_labels=True)
-    [item] = mark_answers(inputs, turns, [[0]]).media
+    [item] = mark_answers(inputs, turns, [[0]], processor.tokenizer).media
     assert FACT not in item.facts

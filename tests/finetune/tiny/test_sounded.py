@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from finetune.tiny import subjects
+from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, Clip, record
 from finetune.tiny.drawing import COLOURS
 from finetune.tiny.joint_pool import EncodedProcessor, Pool, encode_subjects
@@ -142,8 +143,15 @@ def test_answers_follow_from_the_facts_and_names_are_not_shared():
     )
     tasks = Counter()
     for seed in SEEDS:
-        for task, question, answer, *_ in ask_sounded(np.random.default_rng(seed), said, 3.0):
+        for qa in ask_sounded(np.random.default_rng(seed), said, 3.0):
+            task, question, answer = qa.task, qa.question, qa.answer
             tasks[task] += 1
+            assert answer.startswith("Red circle, seven, blue circle, yes, red star, cat: ")
+            assert [(p.span.start, p.is_heard) for p in qa.parts if p.span] == [
+                (start / 3, is_heard)
+                for one in said
+                for start, is_heard in ((one.shown_s[0], False), (one.said_s[0], True))
+            ]
             assert score_answer(Turn(task, question, answer), answer) == 1
             text = question.lower()
             if task == "word":
@@ -154,10 +162,10 @@ def test_answers_follow_from_the_facts_and_names_are_not_shared():
                     or (s.shape == "star" and "the star" in text)
                     or (s.colour == "blue" and "blue shape" in text)
                 ]
-                assert answer.lower() == f"{meant.word}."
+                assert conclusion(answer) == f"{meant.word}."
             else:
                 [meant] = [s for s in said if s.word in text.split("while")[-1].split("when")[-1]]
-                assert answer.lower() == f"{meant.colour} {meant.shape}."
+                assert conclusion(answer) == f"{meant.colour} {meant.shape}."
     assert set(tasks) == {"word", "shape_colour"}
 
 

@@ -1,0 +1,83 @@
+"""Answers in parts: what is seen or heard first, then what follows from it.
+
+A decoder as small as this one answers at once what it can point at: a colour, a side, a time. A
+count, an order or a comparison needs steps, and its only place for steps is the answer:
+
+    One, two, three: three.        Red circle, blue star: blue star.        Go, seven: the second.
+
+What stands after the last colon is the answer proper (`conclusion`); it alone is judged.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from finetune.guide import Span
+from finetune.tiny.questions import NUMBER_WORDS
+
+
+class Part(NamedTuple):
+    """A part of an answer, and what shows it."""
+
+    text: str
+    span: Span | None = None
+    medium: int = 0
+    """Which medium of the question, from 0."""
+    is_heard: bool = False
+    """In the sound of a clip, not in its frames."""
+
+
+class QA(NamedTuple):
+    """A question and its answer."""
+
+    task: str
+    question: str
+    parts: tuple[Part, ...]
+
+    @property
+    def answer(self) -> str:
+        """All of the answer."""
+        return "".join(part.text for part in self.parts)
+
+
+def at_once(text: str, span: Span | None = None) -> tuple[Part, ...]:
+    """Answer without steps.
+
+    Args:
+        text: The answer, a whole sentence.
+        span: What shows it, if that is one place.
+    """
+    return (Part(text, span),)
+
+
+def in_steps(steps: Sequence[Part], text: str) -> tuple[Part, ...]:
+    """Answer in steps.
+
+    Args:
+        steps: What is seen or heard, in order.
+        text: What follows from it.
+    """
+    commas = (Part(", "),) * (len(steps) - 1)
+    said = [part for pair in zip(steps, (*commas, Part(": ")), strict=True) for part in pair]
+    return (said[0]._replace(text=said[0].text.capitalize()), *said[1:], Part(f"{text}."))
+
+
+def by_counting(places: Sequence[tuple[int, Span]]) -> tuple[Part, ...]:
+    """Count aloud.
+
+    Args:
+        places: Medium and place of each thing, in the order in which they are counted; one to nine.
+    """
+    steps = [
+        Part(NUMBER_WORDS[number], span, medium)
+        for number, (medium, span) in enumerate(places, start=1)
+    ]
+    return in_steps(steps, steps[-1].text)
+
+
+def conclusion(answer: str) -> str:
+    """Return what an answer comes to: all of it, if it has no steps.
+
+    Args:
+        answer: What was said.
+    """
+    return answer.rpartition(":")[2].strip()

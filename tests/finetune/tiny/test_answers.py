@@ -1,0 +1,47 @@
+"""Answers in steps: what was seen stands first, and what it comes to is judged alone."""
+
+import pytest
+
+from finetune.guide import Span
+from finetune.tiny.answers import Part, at_once, by_counting, conclusion, in_steps
+from finetune.tiny.score import score_answer
+from finetune.tiny.turns import Turn
+
+LEFT, RIGHT = Span(right=0.5), Span(left=0.5)
+
+
+def test_steps_are_named_in_order_and_only_they_are_shown():
+    parts = in_steps([Part("red star", LEFT), Part("go", RIGHT, is_heard=True)], "go")
+    assert "".join(part.text for part in parts) == "Red star, go: go."
+    assert [(p.text, p.span, p.is_heard) for p in parts if p.span] == [
+        ("Red star", LEFT, False),
+        ("go", RIGHT, True),
+    ]
+
+
+def test_counting_names_one_number_a_thing():
+    parts = by_counting([(0, LEFT), (0, RIGHT), (1, LEFT)])
+    assert "".join(part.text for part in parts) == "One, two, three: three."
+    assert [(p.medium, p.span) for p in parts if p.span] == [(0, LEFT), (0, RIGHT), (1, LEFT)]
+    assert "".join(part.text for part in by_counting([(0, LEFT)])) == "One: one."
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("Go, seven: the second.", "the second."), ("Seven.", "Seven."), ("a: b: c", "c"), ("", "")],
+)
+def test_an_answer_comes_to_what_stands_after_the_last_colon(answer, expected):
+    assert conclusion(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [("One, two: two.", 1), ("Two.", 1), ("One, two: three.", 0), ("One, two.", 0)],
+)
+def test_only_the_conclusion_is_judged(said, score):
+    assert score_answer(Turn("count", "How many?", "One, two: two."), said) == score
+
+
+def test_an_answer_without_steps_is_shown_as_a_whole():
+    assert at_once("Red.", LEFT) == (Part("Red.", LEFT),)
+    assert at_once("Red.")[0].span is None
