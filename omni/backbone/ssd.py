@@ -27,6 +27,9 @@ from torch.autograd.function import once_differentiable
 
 MAX_CHUNK_SIZE = 64
 """Most positions in one matrix product. Any value gives the same result; 32-64 suits a CPU."""
+LEAST_LOG = -40.0
+"""A decay below e^-40 = 4e-18 counts as that. It is nothing beside what a float32 rounds off, and
+the denormal numbers that smaller ones lead to cost a processor ten times as much."""
 
 
 def ssd_scan(
@@ -107,7 +110,10 @@ class _Chunks:
         C = C.unflatten(1, (-1, q)).permute(0, 1, 3, 4, 2)
 
         s = (dt * A.view(groups, -1, 1)).cumsum(-1)
-        to_end, from_start, through = (s[..., -1:] - s).exp_(), s.exp(), s[..., -1].exp()
+        # From each position to the last, from before the first to each, through all of the chunk.
+        to_end, from_start, through = (
+            log.clamp(min=LEAST_LOG).exp_() for log in (s[..., -1:] - s, s, s[..., -1])
+        )
         seen = torch.ones(q, q, dtype=torch.bool, device=x.device).triu()
         if runs is not None:
             first_run, last_run = runs[:, :1, 0], runs[:, :, -1]
@@ -120,7 +126,7 @@ class _Chunks:
 
     def decay(self) -> Float[Tensor, "b c g r q q"]:
         """[j, t], exp(s_t - s_j), or 1 where t is before j: it could overflow, and BC hides it."""
-        return (self.s[..., None, :] - self.s[..., :, None]).clamp_(max=0).exp_()
+        return (self.s[..., None, :] - self.s[..., :, None]).clamp_(LEAST_LOG, 0).exp_()
 
 
 def _view_chunked(

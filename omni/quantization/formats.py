@@ -26,6 +26,8 @@ import torch
 from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor
 
+from omni.backbone.native.rows import find_library, round_rows, scale_sums
+
 BLOCK = 64
 """Outputs of a packed int4 block; N is padded to a multiple of it."""
 GROUP_SIZES = (32, 64, 128)
@@ -251,12 +253,24 @@ def linear_int4(
 
 def _in_stretches(x: Tensor, weight: Tensor, scale: Tensor, *, two_steps: bool = False) -> Tensor:
     """Quantise the rows and multiply in integers, `ROWS_AT_ONCE` at a time."""
-    outputs = []
-    for rows in x.split(ROWS_AT_ONCE):
-        q, row_scale = quantize_rows(rows)
-        product = integer_product(q, weight, scale).mul_(row_scale)
-        if two_steps:
-            rest, rest_scale = quantize_rows(torch.addcmul(rows, q, row_scale, value=-1))
-            product.addcmul_(integer_product(rest, weight, scale), rest_scale)
-        outputs.append(product)
-    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    library = find_library()
+    product = x.new_empty(len(x), weight.shape[1])
+    for rows, out in zip(x.split(ROWS_AT_ONCE), product.split(ROWS_AT_ONCE), strict=True):
+        if library is None:
+            _multiply_slowly(rows, weight, scale, out, two_steps=two_steps)
+            continue
+        for step, (q, units) in enumerate(round_rows(library, rows, two_steps=two_steps)):
+            sums = torch._int_mm(q, weight)
+            scale_sums(library, sums, scale, units, out, adds=step > 0)
+    return product
+
+
+def _multiply_slowly(
+    rows: Tensor, weight: Tensor, scale: Tensor, out: Tensor, *, two_steps: bool
+) -> None:
+    """One stretch by PyTorch: the reference."""
+    q, row_scale = quantize_rows(rows)
+    torch.mul(integer_product(q, weight, scale), row_scale, out=out)
+    if two_steps:
+        rest, rest_scale = quantize_rows(torch.addcmul(rows, q, row_scale, value=-1))
+        out.addcmul_(integer_product(rest, weight, scale), rest_scale)

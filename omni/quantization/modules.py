@@ -13,6 +13,7 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor, nn
 
 from omni.backbone.native import table
+from omni.backbone.native.experts import run_experts
 from omni.backbone.native.watch import UnknownError, Watch
 from omni.quantization.formats import (
     BLOCK,
@@ -223,15 +224,34 @@ class QuantizedExperts(nn.Module):
         weights: Float[Tensor, "tokens chosen"],
         chosen: Int[Tensor, "tokens chosen"],
     ) -> Float[Tensor, "tokens width"]:
-        """Return the weighted sum of the chosen experts for each token.
+        """Return the weighted sum of the chosen experts for each token."""
+        readable = is_readable(self.up_proj.weight) and is_readable(self.down_proj.weight)
+        if len(x) == 1 and readable:
+            return self._step(x, weights, chosen)
+
+        def by_pytorch() -> Tensor:
+            return self.sorted_by_expert(x, weights, chosen)
+
+        if len(x) > 0 and x.is_cpu and self.up_proj.is_int8 and self.down_proj.is_int8:
+            up, down = (_read_weight(w, Watch()) for w in (self.up_proj, self.down_proj))
+            total = run_experts(up, down, self.activation, x, weights, chosen, by_pytorch)
+            if total is not None:
+                return total.to(x.dtype)
+        return by_pytorch().to(x.dtype)
+
+    def sorted_by_expert(
+        self,
+        x: Float[Tensor, "tokens width"],
+        weights: Float[Tensor, "tokens chosen"],
+        chosen: Int[Tensor, "tokens chosen"],
+    ) -> Float[Tensor, "tokens width"]:
+        """`forward` by PyTorch, in float32.
 
         1. Sort the (token, expert) pairs by expert, so that each expert's tokens are neighbours.
         2. Run each expert that has tokens on its stretch: weight-only if it is short, else with
            activations that were quantised once for all experts.
         3. Weight the results and add them up per token.
         """
-        if len(x) == 1 and is_readable(self.up_proj.weight) and is_readable(self.down_proj.weight):
-            return self._step(x, weights, chosen)
         order = chosen.flatten().argsort()  # (t k,)
         tokens = order // chosen.shape[1]
         counts = torch.bincount(chosen.flatten(), minlength=self.up_proj.shape[0]).tolist()
@@ -252,7 +272,7 @@ class QuantizedExperts(nn.Module):
                 hidden = product[:, : self.up_proj.shape[1]].mul_(row_scale[own])
             result = self.down_proj.multiply(self.activation(hidden), expert)
             total.index_add_(0, own, result.mul_(share[start:end]))
-        return total.to(x.dtype)
+        return total
 
     def _step(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`forward` of a single token, in the fewest operations; arguments are as there."""

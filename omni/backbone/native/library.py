@@ -46,6 +46,12 @@ class Library:
     """(decoder, embedding, output, threads)"""
     product: Callable[[int, int, int, int], None]
     """(matrix, x, y, threads)"""
+    experts: Callable[[int, int, int, int, int, int], int]
+    """(up, down, routed, x, total, threads); 0 if the processor cannot"""
+    round: Callable[[int, int, int, int, int, int | None, int | None, int], None]
+    """(x, rows, size, integers, units, integers of the rest, their units, threads)"""
+    scale: Callable[[int, int, int, int, int, int, int, int], None]
+    """(sums, scale, units, rows, outputs, adds, y, threads)"""
 
     @classmethod
     def get(cls, wait_s: float = BUILD_S) -> "Library":
@@ -223,7 +229,18 @@ def _load(file: Path) -> Library:
     expected = [ctypes.sizeof(struct) for struct in STRUCTS]
     if list(sizes) != expected:
         raise UnavailableError(f"{file} has structs of {list(sizes)} bytes, expected {expected}.")
-    for function in (library.omni_step, library.omni_product):
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
-        function.restype = None
-    return Library(library.omni_step, library.omni_product)
+    pointer, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    library.omni_step.argtypes = [*[pointer] * 3, number]
+    library.omni_product.argtypes = [*[pointer] * 3, number]
+    library.omni_experts.argtypes = [*[pointer] * 5, number]
+    library.omni_round.argtypes = [pointer, count, count, *[pointer] * 4, number]
+    library.omni_scale.argtypes = [*[pointer] * 3, count, count, number, pointer, number]
+    for name in ("omni_step", "omni_product", "omni_round", "omni_scale"):
+        getattr(library, name).restype = None
+    return Library(
+        step=library.omni_step,
+        product=library.omni_product,
+        experts=library.omni_experts,
+        round=library.omni_round,
+        scale=library.omni_scale,
+    )

@@ -115,7 +115,18 @@ class DecoderTable(ctypes.Structure):
     )
 
 
-STRUCTS = (Matrix, MambaTable, AttentionTable, MoETable, MLPTable, LayerTable, DecoderTable)
+class ExpertRows(ctypes.Structure):
+    """Which tokens go to which expert; see `src/experts.h`."""
+
+    _fields_ = _pointers("ends", "tokens", "shares") + _integers(
+        "num_experts", "num_tokens", "activation"
+    )
+
+
+STRUCTS = (
+    *(Matrix, MambaTable, AttentionTable, MoETable, MLPTable, LayerTable, DecoderTable),
+    ExpertRows,
+)
 
 
 # ------------------------------------------------------------------------------------ products

@@ -74,7 +74,8 @@ def test_one_token_is_what_it_is_among_few(bits):
     x, weights = torch.randn(2, 64), torch.rand(2, 2)
     chosen = torch.tensor([[0, 1], [2, 3]])
     alone = quantised(x[:1], weights[:1], chosen[:1])
-    torch.testing.assert_close(quantised(x, weights, chosen)[:1], alone, rtol=0.02, atol=0.02)
+    among = quantised(x, weights, chosen)[:1]
+    assert (among - alone).norm() <= 0.02 * alone.norm()  # activations in 8 bits, or in 16
 
 
 def test_what_is_sensitive_stays_as_it_is(model):

@@ -5,7 +5,9 @@
 
 #include <omp.h>
 
+#include "experts.h"
 #include "layers.h"
+#include "rows.h"
 
 struct Decoder {
     int64_t num_layers, hidden_size;
@@ -94,10 +96,59 @@ void omni_product(const Matrix* matrix, const float* x, float* y, int threads) {
     }
 }
 
+// total (tokens, outputs) = the weighted sum of each token's experts, from their int8 weights.
+// Returns 0 where the processor has no products of bytes; nothing is done then.
+int omni_experts(const Matrix* up, const Matrix* down, const ExpertRows* routed, const float* x,
+                 float* total, int threads) {
+#ifdef HAS_INTEGER_PRODUCTS
+    int64_t most = 0;
+    for (int64_t e = 0, start = 0; e < routed->num_experts; start = routed->ends[e++])
+        most = std::max(most, routed->ends[e] - start);
+    Team team{*routed, x, total, {}, {}, std::vector<float>(most * up->num_outputs)};
+    team.inputs.make_room(routed->num_tokens, up->num_inputs);
+    team.middle.make_room(most, down->num_inputs);
+#pragma omp parallel num_threads(threads)
+    {
+        Member me;
+        me.rank = omp_get_thread_num();
+        me.size = omp_get_num_threads();
+        run_experts(me, *up, *down, team);
+    }
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Rounds rows to 8 bits; with `rest`, what that leaves of a row is rounded again.
+void omni_round(const float* x, int64_t rows, int64_t size, int8_t* q, float* units, int8_t* rest,
+                float* rest_units, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float* values = x + row * size;
+        int8_t* integers = q + row * size;
+        units[row] = round_row(values, size, integers);
+        if (rest == nullptr) continue;
+        std::vector<float> left(size);
+#pragma omp simd
+        for (int64_t k = 0; k < size; k++)
+            left[k] = values[k] - static_cast<float>(integers[k]) * units[row];
+        rest_units[row] = round_row(left.data(), size, rest + row * size);
+    }
+}
+
+// y (rows, outputs) = sums times the scale of each output and the unit of each row, or adds that.
+void omni_scale(const int32_t* sums, const float* scale, const float* units, int64_t rows,
+                int64_t outputs, int adds, float* y, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        scale_row(sums + row * outputs, scale, units[row], outputs, adds != 0, y + row * outputs);
+}
+
 // Sizes of the structs, which Python compares with its own.
 void omni_sizes(int64_t* sizes) {
     const int64_t found[] = {sizeof(Matrix), sizeof(Mamba), sizeof(Attention), sizeof(MoE),
-                             sizeof(MLP),    sizeof(Layer), sizeof(Decoder)};
+                             sizeof(MLP),    sizeof(Layer), sizeof(Decoder),   sizeof(ExpertRows)};
     std::copy(std::begin(found), std::end(found), sizes);
 }
 
