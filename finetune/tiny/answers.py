@@ -3,9 +3,12 @@
 A decoder as small as this one answers at once what it can point at: a colour, a side, a time. A
 count, an order or a comparison needs steps, and its only place for steps is the answer:
 
-    One, two, three: three.        Red circle, blue star: blue star.        Go, seven: the second.
+    One, two, three: three.        Red circle, blue star: blue star.
+    Go is first, seven is second: seven is second.
 
-What stands after the last colon is the answer proper (`conclusion`); it alone is judged.
+What stands after the last colon is the answer proper (`conclusion`); it alone is judged. Where it
+looks something up, it says the key before the value, in the order of the steps: a decoder copies
+what followed the same word before, long before it learns to compare.
 """
 
 from collections.abc import Sequence

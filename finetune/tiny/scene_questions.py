@@ -111,7 +111,9 @@ def ask_sounded(rng: Generator, said: Sequence[Said], seconds: float) -> list[QA
         said: In order of time; no shape and no word twice.
         seconds: Duration of the clip.
     """
-    steps = [part for one in said for part in _seen_and_heard(one, seconds)]
+    pairs = [_seen_and_heard(one, seconds) for one in said]
+    by_shape = [part for seen, heard in pairs for part in (seen, heard)]
+    by_word = [part for seen, heard in pairs for part in (heard, seen)]
     asked = []
     for one in said:
         names = [f"{one.colour} {one.shape}"]
@@ -119,13 +121,13 @@ def ask_sounded(rng: Generator, said: Sequence[Said], seconds: float) -> list[QA
             names.append(one.shape)
         if sum(one.colour == other.colour for other in said) == 1:
             names.append(f"{one.colour} shape")
-        thing, word = str(rng.choice(names)), in_steps(steps, one.word)
+        thing, word = str(rng.choice(names)), in_steps(by_shape, f"{_kind(one)}, {one.word}")
         asked.append(_qa(rng, "word", wordings.SAID_WHILE, word, thing=thing))
         quoted = str(rng.choice([one.word, f"'{one.word}'", f"the word {one.word}"]))
-        shape = in_steps(steps, _kind(one))
+        shape = in_steps(by_word, f"{one.word}, {_kind(one)}")
         asked.append(_qa(rng, "shape_colour", wordings.SHOWN_WHILE, shape, word=quoted))
     if len(said) == 1:
-        word = (Part(sentence(said[0].word), steps[1].span, is_heard=True),)
+        word = (Part(sentence(said[0].word), pairs[0][1].span, is_heard=True),)
         asked.append(_qa(rng, "word", wordings.WORD, word))
     return _shuffled(rng, asked)
 
@@ -138,8 +140,8 @@ def ask_which_says(rng: Generator, words: tuple[str, str]) -> QA:
         words: Of the first and of the second recording, not the same.
     """
     place = int(rng.integers(2))
-    steps = [Part(word, Span(), medium) for medium, word in enumerate(words)]
-    answer = in_steps(steps, f"the {('first', 'second')[place]}")
+    told = [f"{word} is {place}" for word, place in zip(words, ("first", "second"), strict=True)]
+    answer = in_steps([Part(text, Span(), medium) for medium, text in enumerate(told)], told[place])
     return _qa(rng, "which", wordings.SAYS, answer, word=words[place])
 
 

@@ -28,7 +28,12 @@ def test_counting_names_one_number_a_thing():
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("Go, seven: the second.", "the second."), ("Seven.", "Seven."), ("a: b: c", "c"), ("", "")],
+    [
+        ("Go is first, seven is second: seven is second.", "seven is second."),
+        ("Seven.", "Seven."),
+        ("a: b: c", "c"),
+        ("", ""),
+    ],
 )
 def test_an_answer_comes_to_what_stands_after_the_last_colon(answer, expected):
     assert conclusion(answer) == expected

@@ -140,9 +140,13 @@ def test_answers_about_events_follow_from_the_facts():
 @pytest.mark.parametrize("seed", range(5))
 def test_of_two_recordings_the_one_that_says_the_word_is_asked_for(seed):
     qa = ask_which_says(np.random.default_rng(seed), ("yes", "seven"))
-    assert [(p.text, p.medium) for p in qa.parts if p.span] == [("Yes", 0), ("seven", 1)]
-    assert ("yes" in qa.question) == (qa.answer == "Yes, seven: the first.")
-    assert ("seven" in qa.question) == (qa.answer == "Yes, seven: the second.")
+    assert [(p.text, p.medium) for p in qa.parts if p.span] == [
+        ("Yes is first", 0),
+        ("seven is second", 1),
+    ]
+    steps = "Yes is first, seven is second: "
+    assert ("yes" in qa.question) == (qa.answer == f"{steps}yes is first.")
+    assert ("seven" in qa.question) == (qa.answer == f"{steps}seven is second.")
 
 
 def test_one_of_two_recordings_is_meant_or_the_one_that_says_a_word():

@@ -146,12 +146,20 @@ def test_answers_follow_from_the_facts_and_names_are_not_shared():
         for qa in ask_sounded(np.random.default_rng(seed), said, 3.0):
             task, question, answer = qa.task, qa.question, qa.answer
             tasks[task] += 1
-            assert answer.startswith("Red circle, seven, blue circle, yes, red star, cat: ")
-            assert [(p.span.start, p.is_heard) for p in qa.parts if p.span] == [
+            told = "Red circle, seven, blue circle, yes, red star, cat: "
+            if task == "shape_colour":  # asked by the word
+                told = "Seven, red circle, yes, blue circle, cat, red star: "
+            assert answer.startswith(told)
+            steps = [(p.span.start, p.is_heard) for p in qa.parts if p.span]
+            assert sorted(steps) == [
                 (start / 3, is_heard)
                 for one in said
                 for start, is_heard in ((one.shown_s[0], False), (one.said_s[0], True))
             ]
+            assert [is_heard for _, is_heard in steps] == [
+                task == "shape_colour",
+                task == "word",
+            ] * 3
             assert score_answer(Turn(task, question, answer), answer) == 1
             text = question.lower()
             if task == "word":
@@ -162,10 +170,10 @@ def test_answers_follow_from_the_facts_and_names_are_not_shared():
                     or (s.shape == "star" and "the star" in text)
                     or (s.colour == "blue" and "blue shape" in text)
                 ]
-                assert conclusion(answer) == f"{meant.word}."
+                assert conclusion(answer) == f"{meant.colour} {meant.shape}, {meant.word}."
             else:
                 [meant] = [s for s in said if s.word in text.split("while")[-1].split("when")[-1]]
-                assert conclusion(answer) == f"{meant.colour} {meant.shape}."
+                assert conclusion(answer) == f"{meant.word}, {meant.colour} {meant.shape}."
     assert set(tasks) == {"word", "shape_colour"}
 
 
