@@ -1,9 +1,18 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.backbone.ssd import number_runs, ssd_reference, ssd_scan, ssd_step
+from omni.backbone.ssd import (
+    LEAST_LOG,
+    _Chunks,
+    number_runs,
+    ssd_reference,
+    ssd_scan,
+    ssd_step,
+)
 
 # Float64 throughout, so that the two orders of summation agree to rounding: measured
 # worst case over sizes, chunks and packings 7e-14, gradients relative to their largest value.
@@ -138,6 +147,18 @@ def test_strong_decay_gives_finite_values_and_gradients(packed):
     segments = (torch.arange(64) // 10).expand(2, 64) if packed else None
     for tensor in outputs_and_gradients(ssd_scan, inputs, segment_ids=segments):
         assert tensor.isfinite().all()
+
+
+def test_strong_decay_makes_no_denormal_numbers():
+    inputs = {name: tensor.float() for name, tensor in make_inputs(seq=64).items()}
+    inputs["dt"] = inputs["dt"] + 1.0
+    x, dt, B, C, A = (inputs[name].detach() for name in ("x", "dt", "B", "C", "A"))
+    chunks = _Chunks.cut(x, dt, B, C, A, None, 32)
+    assert (dt * A).cumsum(1).min() < -150  # float32 has no such power of e
+    for decay in (chunks.decay(), chunks.to_end, chunks.from_start, chunks.through):
+        assert decay.min() >= 0.99 * math.exp(LEAST_LOG)
+    found, expected = (scan(**inputs)[0] for scan in (ssd_scan, ssd_reference))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_input_keeps_a_float32_state():
