@@ -4,8 +4,8 @@
     python benchmarks/against_llama_cpp.py stack-prefill     # layers M, E, *, M, E, 2,048 tokens
     python benchmarks/against_llama_cpp.py stack-decode      # the same layers, token by token
 
-Ours in float32, int8 and int4 (`--compile`: decoding through compiled code) beside llama.cpp's f32,
-q8_0 and q4_0, each in a process of its own. `ratio` is llama.cpp's time over ours at the same bits,
+Ours in float32, int8 and int4, with native steps, beside llama.cpp's f32, q8_0 and q4_0, each in a
+process of its own. `ratio` is llama.cpp's time over ours at the same bits,
 `ratio_best` that of its fastest. At released widths f32 is left out, whose file alone takes 11 GB.
 Needs `llama-cpp-python` and `gguf`.
 """

@@ -12,6 +12,7 @@ run, over our time.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import statistics
@@ -40,6 +41,7 @@ from backbone_sides import (
 )
 from torch import Tensor, nn
 
+from omni.backbone.native.library import Library, UnavailableError
 from omni.quantization import QuantizationConfig, formats, quantize_modules, quantize_weights
 from omni.quantization.formats import (
     linear_int4,
@@ -83,7 +85,9 @@ def active_bytes(model: nn.Module, chosen_share: float) -> float:
 
 
 def quantized(build: Callable[[], nn.Module], weights: dict[str, Tensor], bits: int) -> nn.Module:
-    """Our model with quantised copies of the weights."""
+    """Our model with quantised copies of the weights, and the library, if it can be had."""
+    with contextlib.suppress(UnavailableError):
+        Library.get()
     model = load(build, weights)
     quantize_weights(model, QuantizationConfig(bits=bits))
     return model
