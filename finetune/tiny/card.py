@@ -73,8 +73,8 @@ LIMITS = """## What it cannot do
 
 - Anything that is not in the table: conversation, facts, arithmetic, translation, long texts,
   descriptions of scenes, continuous speech. It is trained to say so, but does not always.
-- Thinking: it was trained without reasoning. Counts, orders and comparisons it answers in steps, also
-  when it is asked for one word.
+- Thinking: it was trained without reasoning. Counts, orders and comparisons it answers in steps,
+  also when it is asked for one word.
 - Photographs are small pictures (32 x 32 pixels) of ten kinds of things, one in each; given
   anything else it still names one of the ten.
 - Clips and scenes were drawn: coloured shapes on a plain or grainy background; in a clip one that

@@ -251,9 +251,11 @@ def linear_int4(
     return _in_stretches(x, unpack_int4(weight, scale, scales), scale)
 
 
+@torch.no_grad()
 def _in_stretches(x: Tensor, weight: Tensor, scale: Tensor, *, two_steps: bool = False) -> Tensor:
-    """Quantise the rows and multiply in integers, `ROWS_AT_ONCE` at a time."""
-    library = find_library()
+    """Quantise the rows and multiply in integers, `ROWS_AT_ONCE` at a time; without gradients."""
+    x = x.float()
+    library = find_library() if x.is_cpu else None
     product = x.new_empty(len(x), weight.shape[1])
     for rows, out in zip(x.split(ROWS_AT_ONCE), product.split(ROWS_AT_ONCE), strict=True):
         if library is None:

@@ -232,9 +232,14 @@ class QuantizedExperts(nn.Module):
         def by_pytorch() -> Tensor:
             return self.sorted_by_expert(x, weights, chosen)
 
-        if len(x) > 0 and x.is_cpu and self.up_proj.is_int8 and self.down_proj.is_int8:
-            up, down = (_read_weight(w, Watch()) for w in (self.up_proj, self.down_proj))
-            total = run_experts(up, down, self.activation, x, weights, chosen, by_pytorch)
+        if len(x) > 0 and x.is_cpu:
+            total = run_experts(
+                lambda: _read_experts(self, Watch()),
+                self.activation,
+                *(x.detach(), weights.detach(), chosen),
+                WEIGHT_ONLY_ROWS[8],
+                by_pytorch,
+            )
             if total is not None:
                 return total.to(x.dtype)
         return by_pytorch().to(x.dtype)

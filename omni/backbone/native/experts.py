@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omni.backbone.native.library import Library, UnavailableError
 from omni.backbone.native.table import ACTIVATIONS, INT8, ExpertRows, Matrix
+from omni.backbone.native.watch import UnknownError
 
 Activation = Callable[[Tensor], Tensor]
 TOLERANCE = 0.1
@@ -25,39 +26,43 @@ _agrees: bool | None = None
 
 
 def run_experts(
-    up: Matrix,
-    down: Matrix,
+    describe: Callable[[], tuple[Matrix, Matrix]],
     activation: Activation,
     x: Float[Tensor, "tokens width"],
     weights: Float[Tensor, "tokens chosen"],
     chosen: Int[Tensor, "tokens chosen"],
+    few: int,
     reference: Callable[[], Tensor],
 ) -> Float[Tensor, "tokens width"] | None:
     """Return the weighted sum of the chosen experts for each token.
 
     Args:
-        up: First layers.
-        down: Second layers.
+        describe: Gives the tables of the first and of the second layers.
         activation: Between them.
         x: Inputs.
         weights: What each chosen expert counts.
         chosen: Experts of each token.
+        few: Rows of an expert, at most, whose activations are rounded to 16 bits instead of 8.
         reference: Does the same by PyTorch; the first result of a process is compared with it.
 
     Returns:
         The sum in float32; None if PyTorch is to do it.
     """
     global _agrees
-    if {up.format, down.format} != {INT8} or activation not in ACTIVATIONS or _agrees is False:
+    if _agrees is False or activation not in ACTIVATIONS:
         return None
     try:
         library = Library.get(wait_s=0)
-    except UnavailableError:
+        up, down = describe()
+    except (UnavailableError, UnknownError):
         return None
-    total = _call(library, up, down, ACTIVATIONS.index(activation), x, weights, chosen)
+    if {up.format, down.format} != {INT8}:
+        return None
+    kind = ACTIVATIONS.index(activation)
+    total = _call(library, up, down, kind, x, weights, chosen, few)
     if total is None:
         _agrees = False
-    elif _agrees is None:
+    elif not _agrees:
         expected = reference()
         error = ((total - expected).norm() / expected.norm().clamp(min=1e-30)).item()
         _agrees = error <= TOLERANCE  # NaN is not
@@ -79,6 +84,7 @@ def _call(
     x: Tensor,
     weights: Tensor,
     chosen: Tensor,
+    few: int,
 ) -> Tensor | None:
     experts, order = chosen.flatten().sort(stable=True)
     ends = torch.bincount(experts).cumsum(0)  # up to the last one that was chosen
@@ -93,6 +99,7 @@ def _call(
         num_experts=len(ends),
         num_tokens=len(rows),
         activation=activation,
+        few=few,
     )
     done = library.experts(
         *(ctypes.addressof(up), ctypes.addressof(down), ctypes.addressof(routed)),

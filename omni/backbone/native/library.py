@@ -28,7 +28,7 @@ from omni.backbone.native.table import STRUCTS
 
 SOURCES = Path(__file__).parent / "src"
 SWITCH = "OMNI_NATIVE"
-"""Environment variable: `off` leaves decoding to PyTorch."""
+"""Environment variable: `off` leaves everything to PyTorch."""
 BUILD_S = 120
 """Longest that a compiler may take; alone on a machine it takes about two seconds."""
 DIGEST_BYTES = 32

@@ -32,7 +32,7 @@ def find_library() -> Library | None:
 
 
 def round_rows(
-    library: Library, x: Float32[Tensor, "m k"], *, two_steps: bool = False
+    library: Library, x: Float[Tensor, "m k"], *, two_steps: bool = False
 ) -> list[tuple[Int8[Tensor, "m k"], Float[Tensor, "m 1"]]]:
     """Round rows to int8 with one unit for each.
 
@@ -80,6 +80,8 @@ def scale_sums(
         out: Where to.
         adds: Add to what is there.
     """
+    assert sums.dtype == torch.int32
+    assert all(tensor.dtype == torch.float32 for tensor in (scale, units, out))
     assert all(tensor.is_contiguous() for tensor in (sums, scale, units, out))
     library.scale(
         *(sums.data_ptr(), scale.data_ptr(), units.data_ptr()),
@@ -92,10 +94,12 @@ def scale_sums(
 
 def _is_right(library: Library) -> bool:
     """Whether some rows are rounded and scaled as they should be."""
-    x = torch.linspace(-3, 2, 5 * 77).sin().mul(1.7).view(5, 77)
+    with torch.device("cpu"):  # whatever the process has as default
+        x = torch.linspace(-3, 2, 5 * 77, dtype=torch.float32).sin().mul(1.7).view(5, 77)
+        sums = torch.arange(-100, 65, dtype=torch.int32).view(5, 33)
+        scale = torch.linspace(0.5, 2, 33, dtype=torch.float32)
+        out = torch.ones(5, 33, dtype=torch.float32)
     (q, units), (rest, rest_units) = round_rows(library, x, two_steps=True)
-    sums = torch.arange(-100, 65, dtype=torch.int32).view(5, 33)
-    scale, out = torch.linspace(0.5, 2, 33), torch.ones(5, 33)
     scale_sums(library, sums, scale, units, out, adds=True)
     largest = x.abs().amax(-1, keepdim=True)
     return (

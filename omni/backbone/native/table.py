@@ -119,7 +119,7 @@ class ExpertRows(ctypes.Structure):
     """Which tokens go to which expert; see `src/experts.h`."""
 
     _fields_ = _pointers("ends", "tokens", "shares") + _integers(
-        "num_experts", "num_tokens", "activation"
+        "num_experts", "num_tokens", "activation", "few"
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.tiny import subjects
+from finetune.guide import FACT
+from finetune.tiny import joint_pool, subjects
 from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, Clip, record
 from finetune.tiny.drawing import COLOURS
@@ -21,7 +22,7 @@ from finetune.tiny.score import score_answer
 from finetune.tiny.sounded import MAX_WORDS, Said, random_sounded
 from finetune.tiny.subjects import FPS, Subject, Subjects, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
-from finetune.tiny.turns import Turn, chat, pair_turn, turns_about
+from finetune.tiny.turns import Turn, chat, pair_turn, turns_about, which_turn
 from omni.media import load_media
 from omni.options import MediaOptions
 from omni.processor import OmniProcessor
@@ -220,3 +221,57 @@ def test_the_pools_samples_hold_the_sound_track(model, make_subjects):
     with torch.no_grad():
         for sample in alone[:3]:  # fusion checks placeholders against features
             assert model(**sample).loss > 0
+
+
+def marked(model, subjects, turn):
+    """(word, item, share of its tokens at which it is shown) of each marked token, in order."""
+    processor = EncodedProcessor(TOKENIZER, model.config, processor_settings())
+    pool = Pool(None, model, processor, seed=0, capacity=0, shares={"sounded": 1.0})
+    encoded = encode_subjects(model, processor_settings(), subjects)
+    inputs = pool._inputs(encoded, [turn])
+    found = []
+    for number, item in enumerate(inputs.media):
+        for mark in item.facts.get(FACT, ()):
+            place = item.start + mark.query + 1
+            word = TOKENIZER.decode(inputs.input_ids[0, place]).strip().lower()
+            middle = sum(mark.tokens) / len(mark.tokens) / item.num_tokens
+            found.append((place, word, number, middle))
+    return [entry[1:] for entry in sorted(found)]
+
+
+def test_each_step_is_marked_in_the_frames_or_in_the_sound(model, make_subjects, monkeypatch):
+    monkeypatch.setattr(joint_pool, "random_reduction", lambda rng: "identity")
+    monkeypatch.setattr(joint_pool, "random_image_reduction", lambda rng: "identity")
+    drawing = make_subjects("validation")
+    subject = next(
+        drawn
+        for drawn in (drawing.draw("sounded", np.random.default_rng(seed)) for seed in SEEDS)
+        if len(drawn.facts["said"]) == MAX_WORDS
+    )
+    said, seconds = subject.facts["said"], subject.medium.duration_s
+    for task in ("word", "shape_colour"):
+        [turn] = turns_about(np.random.default_rng(0), subject, wanted=task)
+        expected = []
+        for one in said:
+            kind = [(word, 0, np.mean(one.shown_s)) for word in (one.colour, one.shape)]
+            heard = [(one.word, 1, np.mean(one.said_s))]
+            expected += kind + heard if task == "word" else heard + kind
+        found = marked(model, [subject], turn)
+        assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
+        for (*_, place), (*_, middle) in zip(found, expected, strict=True):
+            # Labels stand between the frames' tokens; the next showing is a third further on.
+            assert abs(place - middle / seconds) < 0.16
+
+
+def test_each_of_two_recordings_is_marked_where_it_is_named(model):
+    words = [
+        Subject("word", load_media(clip.waveform, sampling_rate=SAMPLE_RATE), {"label": clip.label})
+        for clip in tones(2)
+    ]
+    labels = [subject.facts["label"] for subject in words]
+    found = marked(model, words, which_turn(np.random.default_rng(0), tuple(labels)))
+    assert [entry[:2] for entry in found] == [
+        (word, number)
+        for number, (label, place) in enumerate(zip(labels, ("first", "second"), strict=True))
+        for word in (label, "is", place)
+    ]

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,24 @@ from omni.backbone.native import experts, rows
 from omni.backbone.native.library import Library, UnavailableError
 from omni.quantization import formats
 from omni.quantization.formats import linear_int8, quantize_int8, quantize_rows
-from omni.quantization.modules import QuantizedExperts, choose_format
+from omni.quantization.modules import QuantizedExperts, QuantizedLinear, choose_format
 from tests.support.backbone import tiny_config
 
 COMPILER = os.environ.get("CXX") or "g++"
 pytestmark = pytest.mark.skipif(
     shutil.which(COMPILER) is None,
     reason=f"NO C++ COMPILER {COMPILER!r}: NATIVE PRODUCTS ARE NOT TESTED. Install g++.",
+)
+
+
+def multiplies_bytes():
+    """Whether this processor has the products that experts need (AVX-512 VNNI)."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "avx512_vnni" in flags.read_text()
+
+
+needs_products = pytest.mark.skipif(
+    not multiplies_bytes(), reason="no AVX-512 VNNI: experts are multiplied by PyTorch"
 )
 
 
@@ -81,6 +93,37 @@ def test_a_linear_layer_is_that_of_pytorch(monkeypatch, count, two_steps):
     assert found.shape == (count, 48)
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["library", "PyTorch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_rows_may_have_any_float_type_and_a_gradient(monkeypatch, is_there, dtype):
+    if not is_there:
+        monkeypatch.setattr(Library, "get", classmethod(unavailable))
+    weight, scale = quantize_int8(torch.randn(48, 144))
+    x = torch.randn(9, 144).to(dtype).requires_grad_()
+    found = linear_int8(x, weight, scale)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, linear_int8(x.float(), weight, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_default_type_changes_nothing(dtype):
+    weight, scale = quantize_int8(torch.randn(48, 144))
+    x = torch.randn(9, 144)
+    expected = linear_int8(x, weight, scale)
+    rows._agrees = None
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(linear_int8(x, weight, scale), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_other_devices_are_left_to_pytorch():
+    layer = QuantizedLinear(choose_format(8, 144), torch.nn.Linear(144, 48)).to("meta")
+    assert layer(torch.empty(9, 144, device="meta")).shape == (9, 48)
+
+
 def build_experts(num_experts=5, width=72, inner=56, activation="relu2"):
     config = tiny_config(
         "E",
@@ -109,21 +152,63 @@ def route(count, num_experts, chosen=2, seed=0):
     [(72, 56, "relu2"), (64, 128, "silu"), (33, 7, "gelu"), (200, 131, "relu"), (3, 2, "relu2")],
 )
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@needs_products
 def test_experts_are_those_of_pytorch_whatever_their_widths(width, inner, activation, threads):
     layer = build_experts(width=width, inner=inner, activation=activation)
     x = torch.randn(90, width)
     weights, chosen = route(90, 4)  # nobody takes the fifth
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = layer(x, weights, chosen)
-    finally:
-        torch.set_num_threads(before)
+    found = on_threads(threads, layer, x, weights, chosen)
     assert experts._agrees
     expected = layer.sorted_by_expert(x, weights, chosen)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
 
+def on_threads(threads, layer, *arguments):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return layer(*arguments)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_products
+def test_experts_with_many_and_few_rows_in_turns_do_not_depend_on_threads():
+    layer = build_experts(num_experts=24, width=96, inner=160)
+    x, weights = torch.randn(60, 96), torch.rand(60, 2)
+    # Even experts get all tokens but those of the odd ones, which get one to four.
+    chosen = torch.stack([torch.arange(60) % 3 * 2, torch.arange(60) % 4 * 2 + 8], dim=1)
+    for token, expert in enumerate((1, 3, 3, 5, 5, 5, 7, 7, 7, 7, 23)):
+        chosen[token, 0] = expert
+    alone = on_threads(1, layer, x, weights, chosen)
+    expected = layer.sorted_by_expert(x, weights, chosen)
+    assert (alone - expected).norm() <= 0.02 * expected.norm()
+    for threads in (2, 3, 5):
+        for _ in range(20):
+            assert torch.equal(on_threads(threads, layer, x, weights, chosen), alone)
+
+
+@needs_products
+@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("activation", ["relu2", "relu", "silu", "gelu"])
+def test_a_number_that_is_not_finite_stays_visible_in_experts(count, activation):
+    layer = build_experts(activation=activation)
+    x, (weights, chosen) = torch.randn(count, 72), route(count, 5)
+    layer(x, weights, chosen)  # compared with the reference
+    x[1, 3], x[2, 70] = torch.nan, torch.inf
+    found = layer(x, weights, chosen)
+    assert found.isnan().all(1).nonzero().flatten().tolist() == [1, 2]
+
+
+def test_weights_that_lie_otherwise_are_left_to_pytorch():
+    layer = build_experts()
+    x, (weights, chosen) = torch.randn(40, 72), route(40, 5)
+    expected = layer.sorted_by_expert(x, weights, chosen)
+    layer.up_proj.weight = layer.up_proj.weight.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(layer(x, weights, chosen), expected)
+
+
+@needs_products
 def test_a_token_has_the_same_result_alone_and_among_others():
     layer = build_experts(num_experts=4)
     x = torch.randn(150, 72)
@@ -134,6 +219,7 @@ def test_a_token_has_the_same_result_alone_and_among_others():
     assert torch.equal(layer(x[few], weights[few], chosen[few]), together[few])
 
 
+@needs_products
 def test_few_rows_of_an_expert_are_rounded_to_16_bits():
     layer = build_experts(num_experts=8)
     x, (weights, chosen) = torch.randn(4, 72), route(4, 8)

@@ -2,7 +2,7 @@
 //
 // Rows are rounded to 8 bits of their largest number, products are exact integers, and what lies
 // between the two layers of an expert stays in the cache. Formulas and roundings are those of
-// `QuantizedExperts.forward`, which is the reference.
+// `QuantizedExperts.sorted_by_expert`, which is the reference.
 //
 // The instruction multiplies unsigned with signed bytes: activations are stored with 128 added,
 // and 128 times the sum of the weights is taken off again.
@@ -16,12 +16,12 @@ struct ExpertRows {         // mirrored by table.py
     const int64_t* tokens;  // (pairs)
     const float* shares;    // (pairs): what each result counts
     int64_t num_experts, num_tokens, activation;
+    int64_t few;  // rows of an expert, at most, that are rounded to 16 bits instead
 };
 
 #ifdef HAS_INTEGER_PRODUCTS
 
 constexpr int TILE = 4;             // rows and outputs that are multiplied together
-constexpr int64_t FEW = 4;          // rows of an expert that are rounded to 16 bits instead
 constexpr int64_t PANEL = 64;       // outputs whose weights stay in the cache for all rows
 constexpr int64_t STEP = 64;        // bytes of a register
 constexpr uint8_t OFFSET = 128;
@@ -102,6 +102,9 @@ __attribute__((noinline)) inline void multiply_tile(const uint8_t* const* x, con
 #define REST(place) _mm512_maskz_loadu_epi8(rest, place + k)
         ADD_STEP(REST)
     }
+#undef REST
+#undef WHOLE
+#undef ADD_STEP
     sums[0] = sums_of(s00, s01, s02, s03);
     sums[1] = sums_of(s10, s11, s12, s13);
     sums[2] = sums_of(s20, s21, s22, s23);
@@ -178,14 +181,14 @@ struct Team {
 // Results of an expert's first layer, this thread's share of them.
 inline void run_up(Member& me, const Matrix& up, Team& team, const int64_t* tokens, int64_t count) {
     const int64_t width = up.num_outputs;
-    if (count <= FEW) {  // in 16 bits, as a single token
+    if (count <= team.routed.few) {  // in 16 bits, as a single token
         for (int64_t row = 0; row < count; row++) {
             me.row.set(team.x + tokens[row] * up.num_inputs, up.num_inputs);
             me.product(up, {team.hidden.data() + row * width, 1, false});
         }
         return;
     }
-    const auto [begin, end] = me.share((width + TILE - 1) / TILE);
+    const auto [begin, end] = me.share(num_tiles(up));
     const auto token_of = [&](int64_t row) { return tokens[row]; };
     const auto keep = [&](int64_t row, int64_t n, __m128 result, int64_t most) {
         float* place = team.hidden.data() + row * width + n;
@@ -201,13 +204,13 @@ inline void run_up(Member& me, const Matrix& up, Team& team, const int64_t* toke
 inline void run_down(Member& me, const Matrix& down, Team& team, const int64_t* tokens,
                      const float* shares, int64_t count) {
     const int64_t outputs = down.num_outputs;
-    if (count <= FEW) {
+    if (count <= team.routed.few) {
         for (int64_t row = 0; row < count; row++)
             me.add_product(down, team.hidden.data() + row * down.num_inputs,
                            team.total + tokens[row] * outputs, shares[row]);
         return;
     }
-    const auto [begin, end] = me.share((outputs + TILE - 1) / TILE);
+    const auto [begin, end] = me.share(num_tiles(down));
     const auto same = [](int64_t row) { return row; };
     const auto add = [&](int64_t row, int64_t n, __m128 result, int64_t most) {
         float* place = team.total + tokens[row] * outputs + n;
@@ -237,12 +240,12 @@ inline void run_experts(Member& me, const Matrix& up, const Matrix& down, Team& 
         for (int64_t row = from; row < to; row++) {
             float* hidden = team.hidden.data() + row * width;
             activate(routed.activation, hidden, width);
-            if (count > FEW) team.middle.round(row, hidden);
+            if (count > routed.few) team.middle.round(row, hidden);
         }
         me.wait();
         const auto* shares = routed.shares + start;
         run_down(me, matrix_of(down, e), team, routed.tokens + start, shares, count);
-        if (count <= FEW) me.wait();  // `hidden` is read until then
+        if (count <= team.routed.few) me.wait();  // `hidden` is read until then
     }
 }
 

@@ -39,11 +39,12 @@ inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x));
 
 enum Activation : int64_t { RELU_SQUARED, SILU, GELU, RELU };
 
+// A number that is none stays none.
 inline void activate(int64_t activation, float* x, int64_t size) {
     switch (activation) {
         case RELU_SQUARED:
 #pragma omp simd
-            for (int64_t i = 0; i < size; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0.0f;
+            for (int64_t i = 0; i < size; i++) x[i] = x[i] <= 0 ? 0.0f : x[i] * x[i];
             break;
         case SILU:
 #pragma omp simd
@@ -55,7 +56,7 @@ inline void activate(int64_t activation, float* x, int64_t size) {
             break;
         case RELU:
 #pragma omp simd
-            for (int64_t i = 0; i < size; i++) x[i] = x[i] > 0 ? x[i] : 0.0f;
+            for (int64_t i = 0; i < size; i++) x[i] = x[i] <= 0 ? 0.0f : x[i];
             break;
     }
 }

@@ -85,10 +85,13 @@ class Row {
             low.resize(padded);
             sums.resize(padded / SUM_STEP);
         }
-        float largest = 1e-30f;
-#pragma omp simd reduction(max : largest)
-        for (int64_t i = 0; i < size; i++) largest = std::max(largest, std::fabs(x[i]));
-        unit = largest / 32512;  // 127 * 256: what is left fits the lower byte
+        float largest = 1e-30f, nothing = 0;  // NaN if a number is not finite
+#pragma omp simd reduction(max : largest) reduction(+ : nothing)
+        for (int64_t i = 0; i < size; i++) {
+            largest = std::max(largest, std::fabs(x[i]));
+            nothing += x[i] * 0.0f;
+        }
+        unit = largest / 32512 + nothing;  // 127 * 256: what is left fits the lower byte
         const float inverse = 32512 / largest;
         for (int64_t i = 0; i < size; i++)
             whole[i] = static_cast<int16_t>(std::nearbyint(x[i] * inverse));

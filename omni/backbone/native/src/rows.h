@@ -1,5 +1,5 @@
 // What stands before and after a product of int8 rows: rounding, and scaling of the sums.
-// Formulas are those of `omni.quantization.formats`; each number is read once.
+// Formulas are those of `omni.quantization.formats`; numbers come from memory once.
 #pragma once
 
 #include <algorithm>

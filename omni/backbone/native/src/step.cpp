@@ -1,7 +1,8 @@
-// One decoding step of the hybrid decoder for one row on the CPU; docs/adr/0017 says why.
+// What Python calls: a decoding step for one row on the CPU (docs/adr/0017), and int8 products of
+// many rows (docs/adr/0018).
 //
-// Python describes the model once in tables of pointers (table.py) and calls these functions with
-// them. Nothing here allocates what outlives a call, and nothing is written but the states.
+// Python describes weights in tables of pointers (table.py). Nothing here allocates what outlives a
+// call, and nothing is written but results and, in a step, the states.
 
 #include <omp.h>
 
