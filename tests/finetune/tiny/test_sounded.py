@@ -234,7 +234,10 @@ def marked(model, subjects, turn):
         for mark in item.facts.get(FACT, ()):
             place = item.start + mark.query + 1
             word = TOKENIZER.decode(inputs.input_ids[0, place]).strip().lower()
-            middle = sum(mark.tokens) / len(mark.tokens) / item.num_tokens
+            steps = len(item.separators) + 1
+            _, places = item.lay([item.num_tokens // steps] * steps)  # not the labels of frames
+            ranks = [list(places).index(token) for token in mark.tokens]
+            middle = (sum(ranks) / len(ranks) + 0.5) / item.num_tokens
             found.append((place, word, number, middle))
     return [entry[1:] for entry in sorted(found)]
 
@@ -259,8 +262,7 @@ def test_each_step_is_marked_in_the_frames_or_in_the_sound(model, make_subjects,
         found = marked(model, [subject], turn)
         assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
         for (*_, place), (*_, middle) in zip(found, expected, strict=True):
-            # Labels stand between the frames' tokens; the next showing is a third further on.
-            assert abs(place - middle / seconds) < 0.16
+            assert abs(place - middle / seconds) < 0.05
 
 
 def test_each_of_two_recordings_is_marked_where_it_is_named(model):
