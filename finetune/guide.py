@@ -14,7 +14,7 @@ Marks are kept with the medium that shows the place (`MediaItem.facts`) and coun
 token, so they hold wherever packing puts the sample.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -47,12 +47,12 @@ class Span(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A token of the answer that a medium shows: a character, or a word."""
+    """A token of the answer that a medium shows or the prompt says: a character, or a word."""
 
     query: int
     """Where it is predicted, counted from the medium's first token."""
     tokens: tuple[int, ...]
-    """The medium's tokens that show it, counted likewise."""
+    """The tokens that show it, counted likewise; those of the prompt may lie behind the medium."""
 
 
 class Places(NamedTuple):
@@ -89,6 +89,25 @@ def mark(inputs: OmniInputs, shown: Iterable[tuple[int, int, Span]]) -> OmniInpu
         for n, item in enumerate(inputs.media)
     ]
     return replace(inputs, media=media)
+
+
+def mark_prompt(inputs: OmniInputs, said: Iterable[tuple[int, Sequence[int]]]) -> OmniInputs:
+    """Note which tokens of the answers repeat a word of the prompt, and where that stands.
+
+    Args:
+        inputs: One row, with a medium at least.
+        said: Of each token its position in the row, and the positions of the same word before it.
+    """
+    said = list(said)
+    if not said:
+        return inputs
+    item = inputs.media[0]  # any: places are counted from it
+    marks = (
+        Mark(position - 1 - item.start, tuple(place - item.start for place in places))
+        for position, places in said
+    )
+    marked = replace(item, facts={**item.facts, FACT: (*item.facts.get(FACT, ()), *marks)})
+    return replace(inputs, media=[marked, *inputs.media[1:]])
 
 
 def count_marks(inputs: OmniInputs) -> int:

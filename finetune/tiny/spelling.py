@@ -1,4 +1,4 @@
-"""Answers that are spelled, and where the media show what an answer says."""
+"""Answers that are spelled, and where media and questions show what an answer says."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,9 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune.guide import Span, is_whole, mark
+from finetune.guide import Span, is_whole, mark, mark_prompt
+from finetune.tiny.audio_data import WORDS
+from finetune.tiny.drawing import COLOURS, SHAPES
 from finetune.tiny.tokenizer import encode_characters
 from finetune.tiny.turns import Shown, Turn
 from omni.inputs import IGNORE_INDEX, OmniInputs
@@ -48,7 +50,7 @@ def mark_answers(
     items: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> OmniInputs:
-    """Note where the media show what the answers say.
+    """Note where the media show what the answers say, and the question what a conclusion looks up.
 
     Nothing is noted of a spelled answer with a character of several tokens, nor where a medium
     does not have all of its tokens.
@@ -71,7 +73,29 @@ def mark_answers(
             item = items[part.medium][int(part.is_track)]
             if is_whole(inputs.media[item]):
                 marks.append((position, item, part.span))
-    return mark(inputs, marks)
+    return mark_prompt(mark(inputs, marks), _repeated(inputs, turns, tokenizer))
+
+
+# What a conclusion looks up, by task: it repeats the words of the question that are among these.
+KEYS = {"which": WORDS, "shape_colour": WORDS, "word": (*COLOURS, *SHAPES)}
+
+
+def _repeated(
+    inputs: OmniInputs, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[int, list[int]]]:
+    """Positions of keys in conclusions, and of the same words in their questions."""
+    found: list[tuple[int, list[int]]] = []
+    words = [tokenizer.decode([i]).strip().lower() for i in inputs.input_ids[0].tolist()]
+    done = 0
+    for turn, answer in zip(turns, _answers(inputs), strict=True):
+        colons = [position for position in answer if words[position] == ":"]
+        if turn.task in KEYS and colons and not turn.spelled:
+            for position in range(colons[-1] + 1, answer.stop):
+                places = [p for p in range(done, answer.start) if words[p] == words[position]]
+                if words[position] in KEYS[turn.task] and places:
+                    found.append((position, places))
+        done = answer.stop
+    return found
 
 
 def _shown_by_token(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> Sequence[Shown | None]:

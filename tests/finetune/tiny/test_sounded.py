@@ -223,6 +223,10 @@ def test_the_pools_samples_hold_the_sound_track(model, make_subjects):
             assert model(**sample).loss > 0
 
 
+def word_at(inputs, place):
+    return TOKENIZER.decode(inputs.input_ids[0, place]).strip().lower()
+
+
 def marked(model, subjects, turn):
     """(word, item, share of its tokens at which it is shown) of each marked token, in order."""
     processor = EncodedProcessor(TOKENIZER, model.config, processor_settings())
@@ -233,7 +237,11 @@ def marked(model, subjects, turn):
     for number, item in enumerate(inputs.media):
         for mark in item.facts.get(FACT, ()):
             place = item.start + mark.query + 1
-            word = TOKENIZER.decode(inputs.input_ids[0, place]).strip().lower()
+            word = word_at(inputs, place)
+            looked_at = {word_at(inputs, item.start + token) for token in mark.tokens}
+            if looked_at == {word}:
+                found.append((place, word, "question", 0))
+                continue
             steps = len(item.separators) + 1
             _, places = item.lay([item.num_tokens // steps] * steps)  # not the labels of frames
             ranks = [list(places).index(token) for token in mark.tokens]
@@ -259,10 +267,14 @@ def test_each_step_is_marked_in_the_frames_or_in_the_sound(model, make_subjects,
             kind = [(word, 0, np.mean(one.shown_s)) for word in (one.colour, one.shape)]
             heard = [(one.word, 1, np.mean(one.said_s))]
             expected += kind + heard if task == "word" else heard + kind
+        keys = conclusion(turn.answer).split(",")[0].split()
+        asked = [key for key in keys if key in turn.question.lower()]
+        assert asked
+        expected += [(key, "question", 0) for key in asked]
         found = marked(model, [subject], turn)
         assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
-        for (*_, place), (*_, middle) in zip(found, expected, strict=True):
-            assert abs(place - middle / seconds) < 0.05
+        for (_, where, place), (*_, middle) in zip(found, expected, strict=True):
+            assert where == "question" or abs(place - middle / seconds) < 0.05
 
 
 def test_each_of_two_recordings_is_marked_where_it_is_named(model):
@@ -271,9 +283,12 @@ def test_each_of_two_recordings_is_marked_where_it_is_named(model):
         for clip in tones(2)
     ]
     labels = [subject.facts["label"] for subject in words]
-    found = marked(model, words, which_turn(np.random.default_rng(0), tuple(labels)))
-    assert [entry[:2] for entry in found] == [
+    turn = which_turn(np.random.default_rng(0), tuple(labels))
+    [asked] = [label for label in labels if label in turn.question]
+    found = marked(model, words, turn)
+    steps = [
         (word, number)
         for number, (label, place) in enumerate(zip(labels, ("first", "second"), strict=True))
         for word in (label, "is", place)
     ]
+    assert [entry[:2] for entry in found] == [*steps, (asked, "question")]
