@@ -5,8 +5,8 @@ says which word goes with a shape has to find the shape's time. Left alone it ta
 thousand samples to find out that there is a place to look for. In training the places are often
 known, so one head of the last attention layer is told to look at what the next token says, and one
 of the first at what the token before said: guided attention, as in speech synthesis (Tachibana,
-Uenoyama and Aihara 2018), with known places instead of a diagonal. Nothing of it is left in the
-model.
+Uenoyama and Aihara 2018), with known places instead of a diagonal. A second head of both is told
+where the prompt names what the answer repeats. Nothing of it is left in the model.
 
     loss = -mean over marks of log( attention that falls on the tokens of the place )
 
@@ -29,10 +29,10 @@ from omni.inputs import MediaItem, OmniInputs
 from omni.model import OmniModel
 
 FACT = "shows"  # key of the marks in `MediaItem.facts`
-HEAD = 0  # of the queries, and of the keys
+SHOWN_HEAD, SAID_HEAD = 0, 1  # of the queries: for places of media, and of the prompt
 FOLD = 2  # patches a side that make one token
 REACH = 0.5  # columns on either side of a character that are right as well
-LINE_END = 2  # tokens from the last of a line to the first of the next; further off: other answers
+GAP = 3  # tokens, at most, from one that is marked to the next of an answer; ": " lies between
 
 
 class Span(NamedTuple):
@@ -53,12 +53,15 @@ class Mark(NamedTuple):
     """Where it is predicted, counted from the medium's first token."""
     tokens: tuple[int, ...]
     """The tokens that show it, counted likewise; those of the prompt may lie behind the medium."""
+    head: int = SHOWN_HEAD
+    """Of the queries: the one that looks there."""
 
 
 class Places(NamedTuple):
-    """Where the marks of a batch are, one entry for each token that is predicted."""
+    """Where the marks of a batch are, one entry for each head that predicts a token."""
 
     rows: Int[Tensor, " marks"]
+    heads: Int[Tensor, " marks"]
     queries: Int[Tensor, " marks"]
     """Position at which the token is predicted."""
     visible: Bool[Tensor, "marks positions"]
@@ -103,7 +106,7 @@ def mark_prompt(inputs: OmniInputs, said: Iterable[tuple[int, Sequence[int]]]) -
         return inputs
     item = inputs.media[0]  # any: places are counted from it
     marks = (
-        Mark(position - 1 - item.start, tuple(place - item.start for place in places))
+        Mark(position - 1 - item.start, tuple(p - item.start for p in places), SAID_HEAD)
         for position, places in said
     )
     marked = replace(item, facts={**item.facts, FACT: (*item.facts.get(FACT, ()), *marks)})
@@ -123,15 +126,15 @@ def find_places(inputs: OmniInputs) -> Places | None:
     """
     found = sorted(
         (
-            (item.row, item.start + mark.query, [item.start + t for t in mark.tokens])
+            (item.row, mark.head, item.start + mark.query, [item.start + t for t in mark.tokens])
             for item in inputs.media
             for mark in item.facts.get(FACT, ())
         ),
-        key=lambda entry: entry[:2],
+        key=lambda entry: entry[:3],
     )
     if not found:
         return None
-    rows, queries = (torch.tensor([entry[i] for entry in found]) for i in (0, 1))
+    rows, heads, queries = (torch.tensor([entry[i] for entry in found]) for i in range(3))
     length = inputs.input_ids.shape[1]
     segments = inputs.segment_ids
     if segments is None:
@@ -140,13 +143,13 @@ def find_places(inputs: OmniInputs) -> Places | None:
     visible = torch.arange(length) <= queries[:, None]
     visible &= segments.cpu()[rows] == own[:, None]
     current = torch.zeros_like(visible)
-    for i, (_, _, tokens) in enumerate(found):
+    for i, (*_, tokens) in enumerate(found):
         current[i, tokens] = True
     goes_on = torch.zeros(len(found), dtype=torch.bool)
     goes_on[1:] = (rows[1:] == rows[:-1]) & (own[1:] == own[:-1])
-    goes_on[1:] &= queries[1:] <= queries[:-1] + LINE_END
+    goes_on[1:] &= (heads[1:] == heads[:-1]) & (queries[1:] <= queries[:-1] + GAP)
     previous = torch.where(goes_on[:, None], current.roll(1, 0), current)
-    return Places(rows, queries, visible, current, previous)
+    return Places(rows, heads, queries, visible, current, previous)
 
 
 def is_whole(item: MediaItem) -> bool:
@@ -239,10 +242,11 @@ class ReadingGuide:
     def _miss(self, mixer: Any, places: Places, right: Tensor) -> Tensor:
         queries, keys, _ = mixer.project(self.inputs[mixer])
         total = queries.new_zeros((), dtype=torch.float32)
-        for row in places.rows.unique().tolist():
-            here = places.rows == row
-            asked = queries[row, HEAD, places.queries[here].to(queries.device)]
-            scores = (asked @ keys[row, HEAD].mT * mixer.head_dim**-0.5).float()
+        sharing = queries.shape[1] // keys.shape[1]  # heads that share keys
+        for row, head in torch.stack([places.rows, places.heads]).unique(dim=1).T.tolist():
+            here = (places.rows == row) & (places.heads == head)
+            asked = queries[row, head, places.queries[here].to(queries.device)]
+            scores = (asked @ keys[row, head // sharing].mT * mixer.head_dim**-0.5).float()
             seen, wanted = places.visible[here].to(scores.device), right[here].to(scores.device)
             scores = scores.masked_fill(~seen, -torch.inf)
             reached = scores.masked_fill(~wanted, -torch.inf).logsumexp(-1)

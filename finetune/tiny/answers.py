@@ -3,12 +3,12 @@
 A decoder as small as this one answers at once what it can point at: a colour, a side, a time. A
 count, an order or a comparison needs steps, and its only place for steps is the answer:
 
-    One, two, three: three.        Red circle, blue star: blue star.
-    Go is first, seven is second: seven is second.
+    One red star, two blue star: two.        Red circle, blue star: blue star.
+    Go is first, seven is second: seven is second.          Total: 12.50
 
-What stands after the last colon is the answer proper (`conclusion`); it alone is judged. Where it
-looks something up, it says the key before the value, in the order of the steps: a decoder copies
-what followed the same word before, long before it learns to compare.
+What stands after the last colon and space is the answer proper (`conclusion`); it alone is judged.
+Where it looks something up, it says the key before the value, in the order of the steps: a decoder
+copies what followed the same word before, long before it learns to compare.
 """
 
 from collections.abc import Sequence
@@ -64,17 +64,17 @@ def in_steps(steps: Sequence[Part], text: str) -> tuple[Part, ...]:
     return (said[0]._replace(text=said[0].text.capitalize()), *said[1:], Part(f"{text}."))
 
 
-def by_counting(places: Sequence[tuple[int, Span]]) -> tuple[Part, ...]:
-    """Count aloud.
+def by_counting(things: Sequence[Part]) -> tuple[Part, ...]:
+    """Count aloud, and say of each thing what it is: nothing is counted twice or left out unseen.
 
     Args:
-        places: Medium and place of each thing, in the order in which they are counted; one to nine.
+        things: In the order in which they are counted, one to nine; a thing may be left unnamed.
     """
     steps = [
-        Part(NUMBER_WORDS[number], span, medium)
-        for number, (medium, span) in enumerate(places, start=1)
+        thing._replace(text=f"{NUMBER_WORDS[number]} {thing.text}".strip())
+        for number, thing in enumerate(things, start=1)
     ]
-    return in_steps(steps, steps[-1].text)
+    return in_steps(steps, NUMBER_WORDS[len(things)])
 
 
 def conclusion(answer: str) -> str:
@@ -83,4 +83,4 @@ def conclusion(answer: str) -> str:
     Args:
         answer: What was said.
     """
-    return answer.rpartition(":")[2].strip()
+    return answer.rpartition(": ")[2].strip()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from finetune.tiny import questions
 from finetune.tiny.abilities import ABILITIES
+from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, load_clips
 from finetune.tiny.audio_pool import log_mel
 from finetune.tiny.evaluate import Case, OtherScore, summarise
@@ -141,7 +142,7 @@ def read_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list
 
 def find_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
     """Read pages with tesseract; whoever knew where to look would answer what the reading holds."""
-    truths = [case.turns[-1].answer for case in cases]
+    truths = [conclusion(case.turns[-1].answer) for case in cases]
     readings = read_with_tesseract(ability, cases, data)
     return [
         truth if re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", reading) else ""

@@ -36,7 +36,8 @@ class Printed(NamedTuple):
 class Field(NamedTuple):
     """A name with its value."""
 
-    name: str
+    name: Printed
+    """Without the sign after it."""
     sort: str
     """As in `page_texts.FieldText`."""
     value: Printed
@@ -45,8 +46,8 @@ class Field(NamedTuple):
 class Cell(NamedTuple):
     """A cell of a table, with the label of its row and the head of its column."""
 
-    row: str
-    column: str
+    row: Printed
+    column: Printed
     value: Printed
 
 
@@ -221,13 +222,13 @@ def _draw(
     title, below = printed[0], printed[1:]
     fields, cells = [], []
     if text.table:
-        count, (header, *rows) = len(text.table[0]), text.table
-        for r, row in enumerate(rows, start=1):
+        count = len(text.table[0])
+        for r in range(1, len(text.table)):
             for c in range(1, count):
-                cells.append(Cell(row[0], header[c], below[r * count + c]))
+                cells.append(Cell(below[r * count], below[c], below[r * count + c]))
     else:
-        for field, value in zip(text.fields, below[1::2], strict=True):
-            fields.append(Field(field.name, field.sort, value))
+        for field, name, value in zip(text.fields, below[::2], below[1::2], strict=True):
+            fields.append(Field(_cut(name, len(field.name)), field.sort, value))
     page = Page(text.kind, *picture.size[::-1], title, tuple(fields), tuple(cells), tuple(printed))
     return damage(rng, picture), page
 
@@ -238,6 +239,10 @@ def _print(draw: ImageDraw.ImageDraw, text: _Text, ink: tuple[int, int, int]) ->
     _, top, _, bottom = draw.textbbox(corner, text.text, font=text.font)
     edges = [text.x + text.font.getlength(text.text[:i]) for i in range(len(text.text) + 1)]
     return Printed(text.text, np.asarray(edges), float(top), float(bottom))
+
+
+def _cut(printed: Printed, length: int) -> Printed:
+    return printed._replace(text=printed.text[:length], edges=printed.edges[: length + 1])
 
 
 def _draw_rules(

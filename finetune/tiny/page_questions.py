@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from finetune.guide import Span
 from finetune.tiny import page_wordings as wordings
-from finetune.tiny.answers import QA, by_counting
+from finetune.tiny.answers import QA, Part, by_counting
 from finetune.tiny.documents import Cell, Field, Page, Printed
 from finetune.tiny.questions import vary
 from finetune.tiny.wordings import ENDINGS
@@ -34,6 +34,8 @@ class Asked(NamedTuple):
     """`title`, `field` or `cell`."""
     question: str
     value: Printed
+    keys: tuple[Printed, ...] = ()
+    """What it goes with: the name of a field; the head of a column and the label of a row."""
 
 
 def ask_page(rng: Generator, page: Page, number: int | None = None) -> list[Asked]:
@@ -51,14 +53,14 @@ def ask_page(rng: Generator, page: Page, number: int | None = None) -> list[Aske
     sorts = Counter(field.sort for field in page.fields)
     for field in page.fields:
         patterns = _patterns(rng, field, sorts)
-        question = _word(rng, patterns, number, kind=page.kind, name=_said(rng, field.name))
-        asked.append(Asked("field", question, field.value))
-    columns = {cell.column for cell in page.cells}
+        question = _word(rng, patterns, number, kind=page.kind, name=_said(rng, field.name.text))
+        asked.append(Asked("field", question, field.value, (field.name,)))
+    columns = {cell.column.text for cell in page.cells}
     for cell in page.cells:
         patterns = _patterns_of_cell(rng, cell, len(columns))
-        named = {"row": _said(rng, cell.row), "column": _said(rng, cell.column)}
+        named = {"row": _said(rng, cell.row.text), "column": _said(rng, cell.column.text)}
         question = _word(rng, patterns, number, kind=page.kind, **named)
-        asked.append(Asked("cell", question, cell.value))
+        asked.append(Asked("cell", question, cell.value, (cell.column, cell.row)))
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
@@ -69,7 +71,7 @@ def ask_page_count(rng: Generator, count: int) -> QA:
         rng: Source of randomness.
         count: Pages, one to nine.
     """
-    counted = by_counting([(number, Span()) for number in range(count)])
+    counted = by_counting([Part("", Span(), number) for number in range(count)])
     return QA("count", vary(rng, wordings.PAGES), counted)
 
 
@@ -96,7 +98,7 @@ def _patterns_of_cell(rng: Generator, cell: Cell, num_columns: int) -> Sequence[
     fitting: list[Sequence[str]] = [wordings.CELL]
     if num_columns == 1:
         fitting.append(wordings.CELL_OF_TWO)
-    if cell.column.lower() in _PRICES:
+    if cell.column.text.lower() in _PRICES:
         fitting.append(wordings.PRICE_OF)
     return fitting[int(rng.integers(len(fitting)))]
 

@@ -95,7 +95,12 @@ def ask_events(
             for shown, patterns in zip(showings, (wordings.FIRST, wordings.SECOND), strict=True)
         ]
         return _shuffled(rng, asked)
-    counted = by_counting([(0, span) for span in seen])
+    counted = by_counting(
+        [
+            Part(f"at {seconds_a_frame * shown.first:.1f}", span)
+            for shown, span in zip(showings, seen, strict=True)
+        ]
+    )
     asked = [_qa(rng, "count", wordings.TIMES, counted)]
     if showings[0].first > 0:
         start = f"At {seconds_a_frame * showings[0].first:.1f} seconds."
@@ -153,7 +158,8 @@ def _qa(
 
 def _counted(shapes: Iterable[Placed]) -> tuple[Part, ...]:
     """Count some shapes, from left to right."""
-    return by_counting([(0, _place(p)) for p in sorted(shapes, key=lambda placed: placed.x)])
+    in_order = sorted(shapes, key=lambda placed: placed.x)
+    return by_counting([Part(_kind(placed), _place(placed)) for placed in in_order])
 
 
 def _seen_and_heard(one: Said, seconds: float) -> tuple[Part, Part]:

@@ -68,11 +68,11 @@ def score_answer(turn: Turn, answer: str) -> float:
             return 0.0
         return float(abs(seconds - expected) <= TIME_TOLERANCE)
     if turn.task in COPIED:
-        return float(answer.split() == turn.answer.split())
+        return float(conclusion(answer).split() == conclusion(turn.answer).split())
     if turn.task == "amount":
-        return float(amounts(answer) == amounts(turn.answer))
+        return float(amounts(conclusion(answer)) == amounts(turn.answer))
     if turn.task == "day":
-        return float(date_parts(answer) == date_parts(turn.answer))
+        return float(date_parts(conclusion(answer)) == date_parts(turn.answer))
     if turn.task in CANDIDATES:
         candidates = CANDIDATES[turn.task]
         said, true = (named(conclusion(text), candidates) for text in (answer, turn.answer))

@@ -1,6 +1,7 @@
 """Answers that are spelled, and where media and questions show what an answer says."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -83,19 +84,46 @@ KEYS = {"which": WORDS, "shape_colour": WORDS, "word": (*COLOURS, *SHAPES)}
 def _repeated(
     inputs: OmniInputs, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[int, list[int]]]:
-    """Positions of keys in conclusions, and of the same words in their questions."""
+    """Positions of keys in answers, and of the same words or letters in their questions."""
     found: list[tuple[int, list[int]]] = []
-    words = [tokenizer.decode([i]).strip().lower() for i in inputs.input_ids[0].tolist()]
+    said = [tokenizer.decode([i]).lower() for i in inputs.input_ids[0].tolist()]
     done = 0
     for turn, answer in zip(turns, _answers(inputs), strict=True):
-        colons = [position for position in answer if words[position] == ":"]
-        if turn.task in KEYS and colons and not turn.spelled:
-            for position in range(colons[-1] + 1, answer.stop):
-                places = [p for p in range(done, answer.start) if words[p] == words[position]]
-                if words[position] in KEYS[turn.task] and places:
-                    found.append((position, places))
+        question = range(done, answer.start)
+        if turn.spelled:
+            found += _repeated_letters(turn, answer, question, said)
+        elif turn.task in KEYS:
+            found += _repeated_words(KEYS[turn.task], answer, question, said)
         done = answer.stop
     return found
+
+
+def _repeated_words(
+    keys: Sequence[str], answer: range, question: range, said: Sequence[str]
+) -> Iterator[tuple[int, list[int]]]:
+    """Words of a conclusion that the question has as well, if they are among the keys."""
+    words = [text.strip() for text in said]
+    colons = [position for position in answer if words[position] == ":"]
+    for position in range(colons[-1] + 1, answer.stop) if colons else ():
+        places = [p for p in question if words[p] == words[position]]
+        if words[position] in keys and places:
+            yield position, places
+
+
+def _repeated_letters(
+    turn: Turn, answer: range, question: range, said: Sequence[str]
+) -> Iterator[tuple[int, list[int]]]:
+    """Letters of the keys of a spelled answer, each where the question last spells that key."""
+    text = "".join(said[p] for p in question)
+    tokens = [p for p in question for _ in said[p]]  # of each letter
+    first = answer.start
+    keys, _, _ = turn.answer.rpartition(": ") if turn.task in ("field", "cell") else ("", "", "")
+    for key in keys.split(", "):
+        as_word = rf"(?<!\w){re.escape(key.lower())}(?!\w)"
+        for match in list(re.finditer(as_word, text))[-1:]:
+            for n in range(len(key)):
+                yield first + n, [tokens[match.start() + n]]
+        first += len(key) + len(", ")
 
 
 def _shown_by_token(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> Sequence[Shown | None]:

@@ -194,11 +194,16 @@ def document_turns(rng: Generator, pages: Sequence[Subject], *, count: int = 1) 
 
 
 def _page_turn(asked: Asked, subject: Subject, medium: int) -> Turn:
-    page, value = subject.facts["page"], asked.value
-    height = value.top / page.height, value.bottom / page.height
-    columns = pairwise((value.edges / page.width).clip(0, 1).tolist())
-    shown = tuple(Shown(medium, Span(*edges, *height)) for edges in columns)
-    return Turn(asked.task, asked.question, value.text, spelled=True, shown=shown)
+    """The value as printed, behind what it goes with: `Total: 12.50`, or `Price, Milk: 3.20`."""
+    page, answer, shown = subject.facts["page"], "", list[Shown | None]()
+    for place, printed in enumerate((*asked.keys, asked.value)):
+        joint = "" if not place else ": " if place == len(asked.keys) else ", "
+        answer += joint + printed.text
+        height = printed.top / page.height, printed.bottom / page.height
+        columns = pairwise((printed.edges / page.width).clip(0, 1).tolist())
+        shown += [None] * len(joint)
+        shown += [Shown(medium, Span(*edges, *height)) for edges in columns]
+    return Turn(asked.task, asked.question, answer, spelled=True, shown=tuple(shown))
 
 
 ORDINALS = (("first", "1"), ("second", "2"))

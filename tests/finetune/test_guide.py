@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.guide import FACT, HEAD, ReadingGuide, Span, count_marks, find_places, mark
+from finetune.guide import (
+    FACT,
+    SAID_HEAD,
+    SHOWN_HEAD,
+    ReadingGuide,
+    Span,
+    count_marks,
+    find_places,
+    mark,
+    mark_prompt,
+)
 from finetune.tiny.joint_pool import pack_rows
 from finetune.tiny.model_config import build_model, processor_settings
 from finetune.tiny.spelling import mark_answers, spell_answers
@@ -162,8 +172,25 @@ def test_parts_from_top_to_bottom_are_shown_by_their_own_rows_and_together_by_al
             assert len(rows) <= (bottom - top) * height + 2
 
 
+def test_what_the_prompt_says_is_looked_up_by_a_head_of_its_own(model):
+    sample = line(model, "AB12", np.linspace(0, 1, 5))
+    shown = find_places(sample)
+    said = [(int(query) + 1, [3 + n]) for n, query in enumerate(shown.queries[:3])]
+    places = find_places(mark_prompt(sample, said))
+    assert places.heads.tolist() == [SHOWN_HEAD] * 4 + [SAID_HEAD] * 3
+    assert torch.equal(places.current[:4], shown.current)
+    assert torch.equal(places.previous[:4], shown.previous)
+    assert places.current[4:].nonzero()[:, 1].tolist() == [3, 4, 5]
+    assert places.previous[4:].nonzero()[:, 1].tolist() == [3, 3, 4]
+
+
 def test_the_loss_is_what_attention_misses_and_training_lowers_it(model, packed):
-    inputs, places = packed
+    inputs, _ = packed
+    first_row = [item for item in inputs.media if item.row == 0]
+    start = first_row[0].start + first_row[0].num_tokens + 4
+    inputs = mark_prompt(inputs, [(start, [1, 2]), (start + 1, [2])])
+    places = find_places(inputs)
+    assert set(places.heads.tolist()) == {SHOWN_HEAD, SAID_HEAD}
     guide = ReadingGuide(model)
     model(**inputs)
     first, last = guide.mixers
@@ -172,7 +199,9 @@ def test_the_loss_is_what_attention_misses_and_training_lowers_it(model, packed)
         queries, keys, _ = mixer.project(guide.inputs[mixer])
         for n in range(len(places.rows)):
             row, query = places.rows[n], places.queries[n]
-            scores = keys[row, HEAD] @ queries[row, HEAD, query] / mixer.head_dim**0.5
+            head = places.heads[n]
+            sharing = queries.shape[1] // keys.shape[1]
+            scores = keys[row, head // sharing] @ queries[row, head, query] / mixer.head_dim**0.5
             weights = scores.where(places.visible[n], torch.tensor(-torch.inf)).softmax(0)
             expected.append(-weights[right[n]].sum().log())
     torch.testing.assert_close(guide.loss(places), 0.5 * torch.stack(expected).sum())

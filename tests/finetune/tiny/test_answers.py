@@ -20,10 +20,10 @@ def test_steps_are_named_in_order_and_only_they_are_shown():
 
 
 def test_counting_names_one_number_a_thing():
-    parts = by_counting([(0, LEFT), (0, RIGHT), (1, LEFT)])
-    assert "".join(part.text for part in parts) == "One, two, three: three."
+    parts = by_counting([Part("", LEFT), Part("red star", RIGHT), Part("", LEFT, 1)])
+    assert "".join(part.text for part in parts) == "One, two red star, three: three."
     assert [(p.medium, p.span) for p in parts if p.span] == [(0, LEFT), (0, RIGHT), (1, LEFT)]
-    assert "".join(part.text for part in by_counting([(0, LEFT)])) == "One: one."
+    assert "".join(part.text for part in by_counting([Part("", LEFT)])) == "One: one."
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,8 @@ def test_counting_names_one_number_a_thing():
         ("Go is first, seven is second: seven is second.", "seven is second."),
         ("Seven.", "Seven."),
         ("a: b: c", "c"),
+        ("Time: 12:30", "12:30"),
+        ("12:30", "12:30"),
         ("", ""),
     ],
 )
@@ -45,6 +47,21 @@ def test_an_answer_comes_to_what_stands_after_the_last_colon(answer, expected):
 )
 def test_only_the_conclusion_is_judged(said, score):
     assert score_answer(Turn("count", "How many?", "One, two: two."), said) == score
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        (Turn("field", "The time?", "Time: 12:30"), "12:30"),
+        (Turn("field", "The time?", "Time: 12:30"), "At:  12:30"),
+        (Turn("title", "The title?", "Bo Cafe"), "Bo  Cafe"),
+        (Turn("amount", "The total?", "4.50"), "Total 2: RM 4.50"),
+        (Turn("day", "The date?", "03/05/2018"), "Date: 03 May 18"),
+    ],
+)
+def test_of_what_is_copied_only_the_value_is_judged(turn, said):
+    assert score_answer(turn, said) == 1
+    assert score_answer(turn, f"{said}1") == 0
 
 
 def test_an_answer_without_steps_is_shown_as_a_whole():

@@ -1,5 +1,6 @@
 """Pages: what is asked stands there, where it is said to stand, and no split knows the other."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from encoders.vision.preprocessing import choose_image_grid
-from finetune.guide import FACT
+from finetune.guide import FACT, SAID_HEAD, SHOWN_HEAD
 from finetune.tiny import documents, joint_pool, page_texts
 from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import Clip
@@ -31,6 +32,7 @@ from omni.media import load_media
 from omni.processor import OmniProcessor
 
 SEEDS = range(60)
+ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think></think>"
 MOST_TOKENS = 110  # of a page
 TOKENIZER = build_tokenizer()
 
@@ -54,6 +56,22 @@ class Pages:
 
     def page(self, rng):
         return self.draw("page", rng)
+
+
+def marks_of(item, head):
+    """Where what a head looks up is said, and the mark, in order."""
+    marks = [mark for mark in item.facts.get(FACT, ()) if mark.head == head]
+    return sorted((item.start + mark.query + 1, mark) for mark in marks)
+
+
+def said_at(inputs, marks):
+    return TOKENIZER.decode([int(inputs.input_ids[0, place]) for place, _ in sorted(marks)])
+
+
+def letters(answer):
+    """What of an answer is printed: not the signs behind its keys."""
+    keys, _, value = answer.rpartition(": ")
+    return keys.replace(", ", "") + value
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +156,9 @@ def test_every_answer_is_printed_and_every_question_is_whole(drawn):
         for number in (None, 0, 4):
             asked = ask_page(np.random.default_rng(seed), page, number)
             assert len(asked) == 1 + len(page.fields) + len(page.cells)
-            for task, question, value in asked:
+            for task, question, value, keys in asked:
                 assert any(value is text for text in page.printed)
+                assert len(keys) == {"title": 0, "field": 1, "cell": 2}[task]
                 assert not set(question) & set("[]{}|")
                 assert number is None or "page" in question.lower()
                 assert score_answer(Turn(task, question, value.text), value.text) == 1
@@ -152,10 +171,9 @@ def test_every_answer_is_printed_and_every_question_is_whole(drawn):
 def test_a_date_is_asked_for_without_its_name_only_where_there_is_one(drawn):
     for seed, (_, page) in enumerate(drawn):
         dates = [f for f in page.fields if f.sort in ("date", "day")]
-        for task, question, value in ask_page(np.random.default_rng(seed), page):
-            names = [f.name for f in page.fields if f.value is value]
+        for task, question, value, keys in ask_page(np.random.default_rng(seed), page):
             said = question.lower()
-            if task == "field" and "date" in said and names[0].rstrip(".").lower() not in said:
+            if task == "field" and "date" in said and keys[0].text.rstrip(".").lower() not in said:
                 assert len(dates) == 1
                 assert dates[0].value is value
 
@@ -189,10 +207,10 @@ def test_marks_of_an_answer_point_at_the_cells_of_its_letters(towers, monkeypatc
         inputs = pool._inputs(encoded, [turn])
         [item], page = inputs.media, subject.facts["page"]
         height, width = item.grid[1] // 2, item.grid[2] // 2
-        [value] = [t for t in page.printed if t.text == turn.answer][:1]
-        said = [int(inputs.input_ids[0, item.start + m.query + 1]) for m in item.facts[FACT]]
-        assert TOKENIZER.decode(said) == turn.answer
-        for mark, shown in zip(item.facts[FACT], turn.shown, strict=True):
+        [value] = [t for t in page.printed if t.text == conclusion(turn.answer)][:1]
+        marks = marks_of(item, SHOWN_HEAD)
+        assert said_at(inputs, marks) == letters(turn.answer)
+        for (_, mark), shown in zip(marks, filter(None, turn.shown), strict=True):
             left, right, top, bottom, *_ = shown.span
             rows, columns = zip(*(divmod(token, width) for token in mark.tokens), strict=True)
             assert min(columns) <= (left + right) / 2 * width <= max(columns) + 1
@@ -215,14 +233,42 @@ def test_each_question_about_a_document_is_followed_by_its_own_answer(towers, mo
     inputs = pool._inputs([EncodedDocument(tuple(encoded))], turns)
     said = TOKENIZER.decode(inputs.input_ids[0])
     for turn in turns:
-        head = "<|im_end|>\n<|im_start|>assistant\n<think></think>"
-        assert f"{turn.question}{head}{turn.answer}<|im_end|>" in said
-    marks = sorted(
-        item.start + mark.query + 1 for item in inputs.media for mark in item.facts.get(FACT, ())
+        assert f"{turn.question}{ANSWER}{turn.answer}<|im_end|>" in said
+    marks = [mark for item in inputs.media for mark in marks_of(item, SHOWN_HEAD)]
+    assert said_at(inputs, marks) == "".join(
+        letters(turn.answer) if turn.spelled else "One two" for turn in turns
     )
-    assert TOKENIZER.decode(inputs.input_ids[0, marks]) == "".join(
-        turn.answer if turn.spelled else "One two" for turn in turns
-    )
+
+
+def test_keys_are_marked_where_their_question_spells_them(towers, monkeypatch):
+    monkeypatch.setattr(joint_pool, "MERGED_SHARE", 0.0)
+    processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
+    pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
+    num_found = 0
+    for seed in range(20):
+        subject = page_subject(seed)
+        encoded = encode_subjects(towers, processor.settings, [subject])
+        turns = turns_about(np.random.default_rng(seed), subject, count=4)
+        inputs = pool._inputs(encoded, turns)
+        [item] = inputs.media
+        expected = ""
+        for turn in turns:
+            keys = turn.answer.rpartition(": ")[0].split(", ")
+            asked = turn.question.lower()
+            expected += "".join(
+                k for k in keys if k and re.search(rf"\b{re.escape(k.lower())}(?!\w)", asked)
+            )
+        marks = marks_of(item, SAID_HEAD)
+        assert said_at(inputs, marks) == expected
+        for place, mark in marks:
+            [token] = mark.tokens
+            said, repeated = (
+                TOKENIZER.decode([int(inputs.input_ids[0, p])]).lower()
+                for p in (item.start + token, place)
+            )
+            assert repeated in said
+        num_found += len(marks)
+    assert num_found > 100
 
 
 def test_marks_are_those_of_the_page_behind_a_clip_with_sound(towers, monkeypatch):
@@ -234,9 +280,9 @@ def test_marks_are_those_of_the_page_behind_a_clip_with_sound(towers, monkeypatc
     clip = load_media(encode_clip(list(frames), FPS, track))
     pair = [Subject("sounded", clip, {"said": said}), page_subject(0)]
     [turn] = turns_about(np.random.default_rng(0), pair[1])
-    turn = turn._replace(shown=tuple(part._replace(medium=1) for part in turn.shown))
+    turn = turn._replace(shown=tuple(part and part._replace(medium=1) for part in turn.shown))
     inputs = pool._inputs(encode_subjects(towers, processor.settings, pair), [turn])
-    assert [FACT in item.facts for item in inputs.media] == [False, False, True]
+    assert [bool(marks_of(i, SHOWN_HEAD)) for i in inputs.media] == [False, False, True]
 
 
 def test_merged_pictures_are_trained_on_without_marks(towers, monkeypatch):
@@ -247,7 +293,7 @@ def test_merged_pictures_are_trained_on_without_marks(towers, monkeypatch):
     [encoded] = encode_subjects(towers, processor.settings, [subject])
     inputs = pool._inputs([encoded], turns_about(np.random.default_rng(0), subject))
     [item] = inputs.media
-    assert FACT not in item.facts
+    assert not marks_of(item, SHOWN_HEAD)
     assert item.num_tokens < item.grid[1] * item.grid[2] // 4
     assert towers(**inputs).loss.isfinite()
 
@@ -290,7 +336,8 @@ def test_of_several_pages_the_one_that_is_meant_holds_the_answer():
                 assert turn.answer == "One, two, three, four: four."
                 continue
             number = turn.shown[0].medium
-            assert any(t.text == turn.answer for t in pages[number].facts["page"].printed)
+            printed = [text.text for text in pages[number].facts["page"].printed]
+            assert conclusion(turn.answer) in printed
             ordinal = ("first", "second", "third", "fourth")[number]
             assert str(number + 1) in turn.question or ordinal in turn.question.lower()
     assert set(tasks) == {"count", "title", "field", "cell"}
@@ -301,7 +348,7 @@ def test_of_a_pair_the_picture_that_is_asked_about_shows_the_answer():
     for seed in range(20):
         turn = pair_turn(np.random.default_rng(seed), pair)
         shown = pair[turn.shown[0].medium].facts["page"].printed
-        assert turn.answer in [text.text for text in shown]
+        assert conclusion(turn.answer) in [text.text for text in shown]
         assert ("second" in turn.question.lower() or "2:" in turn.question) or (
             turn.shown[0].medium == 0 or " 2" in turn.question
         )
@@ -315,7 +362,7 @@ def test_the_pool_asks_about_single_pages_and_documents(towers, monkeypatch):
     samples = [pool.sample() for _ in range(60)]
     assert {len(sample.media) for sample in samples} == {0, 1, 2, 3, 4, 5}
     for sample in samples:
-        marks = [mark for item in sample.media for mark in item.facts.get(FACT, ())]
+        marks = [mark for item in sample.media for mark in marks_of(item, SHOWN_HEAD)]
         labelled = int((sample.labels[0] != IGNORE_INDEX).sum())
         assert len(marks) < labelled
     assert sum(any(FACT in item.facts for item in sample.media) for sample in samples) > 30

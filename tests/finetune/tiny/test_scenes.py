@@ -181,12 +181,12 @@ def asked(shapes, task, pattern):
 def test_questions_about_a_scene_by_hand():
     three = (RED, BLUE, SECOND_BLUE)
     assert asked(three, "count", r"\b(shapes|things|objects|figures)\b(?!.*(red|blue))") >= {
-        "One, two, three: three."
+        "One red circle, two blue circle, three blue star: three."
     }
-    assert asked(three, "count", "circles") == {"One, two: two."}
-    assert asked(three, "count", "stars") == {"One: one."}
-    assert asked(three, "count", "red") == {"One: one."}
-    assert asked(three, "count", "blue") == {"One, two: two."}
+    assert asked(three, "count", "circles") == {"One red circle, two blue circle: two."}
+    assert asked(three, "count", "stars") == {"One blue star: one."}
+    assert asked(three, "count", "red") == {"One red circle: one."}
+    assert asked(three, "count", "blue") == {"One blue circle, two blue star: two."}
     assert asked(three, "shape", "red") == {"Circle."}
     assert asked(three, "shape", "blue") == set()  # there are two
     assert asked(three, "colour", "star") == {"Blue."}
@@ -208,7 +208,7 @@ def test_questions_about_events_by_hand():
         for s in range(40)
         for qa in ask_events(np.random.default_rng(s), twice, 0.5, 12)
     }
-    assert answers == {("count", "One, two: two."), ("when", "At 1.0 seconds.")}
+    assert answers == {("count", "One at 1.0, two at 3.0: two."), ("when", "At 1.0 seconds.")}
 
 
 # ---- what the vision tower learns from scenes ----
@@ -310,7 +310,10 @@ def test_shapes_are_counted_one_by_one_from_left_to_right(processor):
         [item] = marked_rows(processor, subject, [turn]).media
         height, width = item.grid[1] // 2, item.grid[2] // 2
         marks = sorted(item.facts[FACT], key=lambda mark: mark.query)
-        for mark, shape in zip(marks, sorted(shapes, key=lambda placed: placed.x), strict=True):
+        in_order = [
+            shape for shape in sorted(shapes, key=lambda placed: placed.x) for _ in range(3)
+        ]
+        for mark, shape in zip(marks, in_order, strict=True):  # a number, a colour and a shape
             cell = int(shape.y * height) * width + int(shape.x * width)
             assert cell in mark.tokens
 
