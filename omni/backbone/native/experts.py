@@ -1,4 +1,4 @@
-"""Experts with int8 weights for many rows, in one call; `QuantizedExperts` is the reference.
+"""Experts with int8 weights for many rows, in one call; `sorted_by_expert` is the reference.
 
 PyTorch's library multiplies such weights as fast, but only numbers of rows that it has met before:
 each new one takes it a millisecond or two, and in a prompt nearly every expert gets another. What
