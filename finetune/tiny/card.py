@@ -52,8 +52,9 @@ errors raised.
 
 JUDGED = """
 An answer counts if it names the right word and no other of the candidates; of one in steps
-(`One red star, two blue star: two.`, `Total: 12.50`) what stands after the last colon and space is judged. The character error is edits
-divided by the length of the true text. Intervals: Wilson; for lines, bootstrap.
+(`One red star, two blue star: two.`, `Total: 12.50`) what stands after the last colon and space is
+judged. The character error is edits divided by the length of the true text. Intervals: Wilson; for
+lines, bootstrap.
 """
 
 TRAINED = """Trained from scratch, seed 0, on two CPU cores that were shared with other work, so
@@ -82,8 +83,8 @@ LIMITS = """## What it cannot do
 - It reads short lines, alone or several pictures one after the other. Strips with more than a dozen
   letters it begins well and then loses its place; after several pictures it may not stop.
 - Of small drawn pages it copies two values in five rightly, and says before each what it goes with
-  (`Total: 12.50`). No picture has more than 64 tokens, so whole receipts and pages of real documents
-  are too small to be read.
+  (`Total: 12.50`). No picture has more than 64 tokens, so whole receipts and pages of real
+  documents are too small to be read.
 - Words were spoken alone, in at most three seconds; digits also in sequences of two to four.
 """
 
