@@ -132,7 +132,10 @@ def test_a_recipe_of_omni_tiny_is_a_program_with_the_words_of_the_command_line(a
     words = ["finetune", "--recipe", "omni-tiny-4", "--max-steps", "3", "pool=100", "--resume"]
     ran = CliRunner().invoke(app, [*words, "--explain"], catch_exceptions=False)
     assert ran.stdout.startswith("python -m finetune.tiny.train_joint --data ../shared/data")
-    for part in ("--steps 3", "--pool 100", "--share band=0.10 --share line=0.36", "--resume"):
+    shares = load_recipe("omni-tiny-4").arguments["share"]
+    assert len(shares) > 2
+    each = " ".join(f"--share {share}" for share in shares)
+    for part in ("--steps 3", "--pool 100", each, "--resume"):
         assert part in ran.stdout
     given = []
     monkeypatch.setattr("finetune.tiny.train_joint.main", given.append)
