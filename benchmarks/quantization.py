@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--layers", default="ME*ME", help="M Mamba-2, E experts, * attention")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=1, help="runs before the first that counts")
+    parser.add_argument("--warmup", type=int, default=2, help="runs before the first that counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="also our steps without the library")
     options = parser.parse_args()

@@ -21,26 +21,31 @@ struct ExpertRows {         // mirrored by table.py
 
 #ifdef HAS_INTEGER_PRODUCTS
 
-constexpr int TILE = 4;             // rows and outputs that are multiplied together
+constexpr int TILE = 4, ROWS = 6;   // outputs and rows that are multiplied together
 constexpr int64_t PANEL = 64;       // outputs whose weights stay in the cache for all rows
 constexpr int64_t STEP = 64;        // bytes of a register
 constexpr uint8_t OFFSET = 128;
 
-// Rows of bytes, each with the unit that its integers count.
+// Rows of bytes, each with the unit that its integers count. They begin where registers do: a load
+// that crosses a line of the cache takes twice as long.
 struct ByteRows {
-    int64_t size = 0;
-    std::vector<uint8_t> bytes;
+    struct alignas(STEP) Line {
+        uint8_t bytes[STEP];
+    };
+    int64_t size = 0, lines = 0;  // of a row
+    std::vector<Line> all;
     std::vector<float> units;
 
     void make_room(int64_t rows, int64_t width) {
         size = width;
-        bytes.resize(rows * width);
+        lines = (width + STEP - 1) / STEP;
+        all.resize(rows * lines);
         units.resize(rows);
     }
-    const uint8_t* row(int64_t index) const { return bytes.data() + index * size; }
+    const uint8_t* row(int64_t index) const { return all[index * lines].bytes; }
 
     void round(int64_t index, const float* x) {
-        uint8_t* to = bytes.data() + index * size;
+        uint8_t* to = all[index * lines].bytes;
         units[index] = round_row(x, size, reinterpret_cast<int8_t*>(to));
         for (int64_t k = 0; k < size; k++) to[k] ^= OFFSET;  // adds 128
     }
@@ -62,53 +67,36 @@ inline void add_products(__m512i& sum, __m512i unsigned_bytes, __m512i signed_by
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
 }
 
-// Products of four rows with four outputs: sixteen sums and five factors stay in registers. While
-// it multiplies, the next outputs' weights are fetched.
-__attribute__((noinline)) inline void multiply_tile(const uint8_t* const* x, const int8_t* const* w, int64_t size,
-                          __m128i* sums) {
-    const uint8_t *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-    const int8_t *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
-    const __m512i zero = _mm512_setzero_si512();
-    __m512i s00 = zero, s01 = zero, s02 = zero, s03 = zero, s10 = zero, s11 = zero, s12 = zero,
-            s13 = zero, s20 = zero, s21 = zero, s22 = zero, s23 = zero, s30 = zero, s31 = zero,
-            s32 = zero, s33 = zero;
-    const auto fetch = [size](const int8_t* place) {
-        _mm_prefetch(reinterpret_cast<const char*>(place + TILE * size), _MM_HINT_T0);
+// Products of six rows with four outputs: all sums and five factors stay in registers.
+__attribute__((noinline)) inline void multiply_tile(const uint8_t* const* x,
+                                                    const int8_t* const* w, int64_t size,
+                                                    __m128i* sums) {
+    __m512i sum[ROWS][TILE];
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) sum[i][j] = _mm512_setzero_si512();
+    const auto add_step = [&](const auto& load, int64_t k) __attribute__((always_inline)) {
+        __m512i weights[TILE];
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) weights[j] = load(w[j] + k);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) {
+            const __m512i row = load(x[i] + k);
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; j++) add_products(sum[i][j], row, weights[j]);
+        }
     };
-#define ADD_STEP(LOAD)                                                     \
-    {                                                                      \
-        const __m512i a = LOAD(w0), b = LOAD(w1), c = LOAD(w2), d = LOAD(w3); \
-        __m512i row = LOAD(x0);                                            \
-        add_products(s00, row, a), add_products(s01, row, b);              \
-        add_products(s02, row, c), add_products(s03, row, d);              \
-        row = LOAD(x1);                                                    \
-        add_products(s10, row, a), add_products(s11, row, b);              \
-        add_products(s12, row, c), add_products(s13, row, d);              \
-        row = LOAD(x2);                                                    \
-        add_products(s20, row, a), add_products(s21, row, b);              \
-        add_products(s22, row, c), add_products(s23, row, d);              \
-        row = LOAD(x3);                                                    \
-        add_products(s30, row, a), add_products(s31, row, b);              \
-        add_products(s32, row, c), add_products(s33, row, d);              \
-    }
     int64_t k = 0;
-    for (; k + STEP <= size; k += STEP) {
-        fetch(w0 + k), fetch(w1 + k), fetch(w2 + k), fetch(w3 + k);
-#define WHOLE(place) _mm512_loadu_si512(place + k)
-        ADD_STEP(WHOLE)
-    }
+    for (; k + STEP <= size; k += STEP)
+        add_step([](const void* place) { return _mm512_loadu_si512(place); }, k);
     if (k < size) {
         const __mmask64 rest = (__mmask64{1} << (size - k)) - 1;
-#define REST(place) _mm512_maskz_loadu_epi8(rest, place + k)
-        ADD_STEP(REST)
+        add_step([rest](const void* place) { return _mm512_maskz_loadu_epi8(rest, place); }, k);
     }
-#undef REST
-#undef WHOLE
-#undef ADD_STEP
-    sums[0] = sums_of(s00, s01, s02, s03);
-    sums[1] = sums_of(s10, s11, s12, s13);
-    sums[2] = sums_of(s20, s21, s22, s23);
-    sums[3] = sums_of(s30, s31, s32, s33);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++)
+        sums[i] = sums_of(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
 }
 
 // 128 times the sum of the weights of four outputs.
@@ -124,10 +112,38 @@ inline __m128i offset_of(const int8_t* const* w, int64_t size) {
     return _mm_slli_epi32(sums_of(sum[0], sum[1], sum[2], sum[3]), 7);
 }
 
-// Outputs `begin` to `end` of some rows: calls put(row, output, four results, how many count).
-template <typename RowOf, typename Put>
+// Memory that will be needed soon.
+struct Bytes {
+    const char *begin = nullptr, *end = nullptr;
+
+    Bytes() = default;
+    template <typename Number>
+    Bytes(const Number* first, int64_t count)
+        : begin(reinterpret_cast<const char*>(first)),
+          end(reinterpret_cast<const char*>(first + count)) {}
+
+    // Fetches some of it into the cache; the rest is left.
+    void fetch(int64_t most) {
+        for (const char* until = std::min(begin + most, end); begin < until; begin += STEP)
+            _mm_prefetch(begin, _MM_HINT_T0);
+    }
+};
+
+// The weights of an expert's outputs `first` to `end`, a panel of them at most.
+inline Bytes panel_of(const Matrix& matrix, int64_t first, int64_t end) {
+    const int64_t count = std::max<int64_t>(std::min(PANEL, end - first), 0);
+    return {static_cast<const int8_t*>(matrix.weight) + first * matrix.num_inputs,
+            count * matrix.num_inputs};
+}
+
+// Outputs `begin` to `end` of some rows: calls put(place_of(row, output), row, four results, how
+// many count). While a panel is multiplied, the next one's weights are fetched; behind the last
+// these are `then`. Reading an expert takes as long as the products of some 35 rows: with more,
+// the weights come at no cost.
+template <typename RowOf, typename Place, typename Put>
 inline void multiply_rows(const Matrix& matrix, const ByteRows& rows, int64_t num_rows,
-                          const RowOf& row_of, int64_t begin, int64_t end, const Put& put) {
+                          const RowOf& row_of, int64_t begin, int64_t end, Bytes then,
+                          const Place& place_of, const Put& put) {
     const int8_t* weight = static_cast<const int8_t*>(matrix.weight);
     const int64_t size = matrix.num_inputs;
     const int8_t* w[PANEL / TILE][TILE];
@@ -145,24 +161,30 @@ inline void multiply_rows(const Matrix& matrix, const ByteRows& rows, int64_t nu
             offset[t] = offset_of(w[t], size);
             scale[t] = _mm_loadu_ps(four);
         }
-        for (int64_t m = 0; m < num_rows; m += TILE) {
-            const uint8_t* x[TILE];
-            float unit[TILE];
-            for (int i = 0; i < TILE; i++) {
+        Bytes later = last < end ? panel_of(matrix, last, end) : then;
+        const int64_t products = tiles * ((num_rows + ROWS - 1) / ROWS);
+        const int64_t at_once = ((later.end - later.begin) / products / STEP + 1) * STEP;
+        for (int64_t m = 0; m < num_rows; m += ROWS) {
+            const uint8_t* x[ROWS];
+            float unit[ROWS];
+            for (int i = 0; i < ROWS; i++) {
                 const int64_t row = row_of(std::min(m + i, num_rows - 1));
                 x[i] = rows.row(row);
                 unit[i] = rows.units[row];
             }
-            const int64_t count = std::min<int64_t>(TILE, num_rows - m);
+            const int64_t count = std::min<int64_t>(ROWS, num_rows - m);
+            for (int64_t i = 0; i < count; i++)
+                Bytes(place_of(m + i, first), last - first).fetch(PANEL * sizeof(float));
             for (int64_t t = 0; t < tiles; t++) {
-                __m128i sums[TILE];
+                __m128i sums[ROWS];
+                later.fetch(at_once);
                 multiply_tile(x, w[t], size, sums);
                 const int64_t n = first + t * TILE, outputs = std::min<int64_t>(TILE, last - n);
                 for (int64_t i = 0; i < count; i++) {
                     const __m128 whole = _mm_cvtepi32_ps(_mm_sub_epi32(sums[i], offset[t]));
                     const __m128 result =
                         _mm_mul_ps(_mm_mul_ps(whole, scale[t]), _mm_set1_ps(unit[i]));
-                    put(m + i, n, result, outputs);
+                    put(place_of(m + i, n), m + i, result, outputs);
                 }
             }
         }
@@ -178,8 +200,15 @@ struct Team {
     std::vector<float> hidden;  // (rows of an expert, width)
 };
 
+// Weights that this thread needs first of a matrix.
+inline Bytes first_of(const Member& me, const Matrix& matrix) {
+    const auto [begin, end] = me.share(num_tiles(matrix));
+    return panel_of(matrix, begin * TILE, std::min(end * TILE, matrix.num_outputs));
+}
+
 // Results of an expert's first layer, this thread's share of them.
-inline void run_up(Member& me, const Matrix& up, Team& team, const int64_t* tokens, int64_t count) {
+inline void run_up(Member& me, const Matrix& up, Team& team, const int64_t* tokens, int64_t count,
+                   Bytes then) {
     const int64_t width = up.num_outputs;
     if (count <= team.routed.few) {  // in 16 bits, as a single token
         for (int64_t row = 0; row < count; row++) {
@@ -190,19 +219,20 @@ inline void run_up(Member& me, const Matrix& up, Team& team, const int64_t* toke
     }
     const auto [begin, end] = me.share(num_tiles(up));
     const auto token_of = [&](int64_t row) { return tokens[row]; };
-    const auto keep = [&](int64_t row, int64_t n, __m128 result, int64_t most) {
-        float* place = team.hidden.data() + row * width + n;
-        alignas(16) float four[TILE];
-        _mm_store_ps(four, result);
-        for (int64_t j = 0; j < most; j++) place[j] = four[j];
+    const auto place_of = [&](int64_t row, int64_t n) {
+        return team.hidden.data() + row * width + n;
+    };
+    const auto keep = [&](float* place, int64_t, __m128 result, int64_t most) {
+        const __mmask8 mask = (1 << most) - 1;
+        _mm_mask_storeu_ps(place, mask, result);
     };
     multiply_rows(up, team.inputs, count, token_of, begin * TILE, std::min(end * TILE, width),
-                  keep);
+                  then, place_of, keep);
 }
 
 // Adds the results of its second layer to the tokens, weighted.
 inline void run_down(Member& me, const Matrix& down, Team& team, const int64_t* tokens,
-                     const float* shares, int64_t count) {
+                     const float* shares, int64_t count, Bytes then) {
     const int64_t outputs = down.num_outputs;
     if (count <= team.routed.few) {
         for (int64_t row = 0; row < count; row++)
@@ -212,14 +242,17 @@ inline void run_down(Member& me, const Matrix& down, Team& team, const int64_t* 
     }
     const auto [begin, end] = me.share(num_tiles(down));
     const auto same = [](int64_t row) { return row; };
-    const auto add = [&](int64_t row, int64_t n, __m128 result, int64_t most) {
-        float* place = team.total + tokens[row] * outputs + n;
-        alignas(16) float four[TILE];
-        _mm_store_ps(four, _mm_mul_ps(result, _mm_set1_ps(shares[row])));
-        for (int64_t j = 0; j < most; j++) place[j] += four[j];
+    const auto place_of = [&](int64_t row, int64_t n) {
+        return team.total + tokens[row] * outputs + n;
+    };
+    const auto add = [&](float* place, int64_t row, __m128 result, int64_t most) {
+        const __mmask8 mask = (1 << most) - 1;
+        const __m128 before = _mm_maskz_loadu_ps(mask, place);
+        const __m128 weighted = _mm_mul_ps(result, _mm_set1_ps(shares[row]));
+        _mm_mask_storeu_ps(place, mask, _mm_add_ps(before, weighted));
     };
     multiply_rows(down, team.middle, count, same, begin * TILE, std::min(end * TILE, outputs),
-                  add);
+                  then, place_of, add);
 }
 
 // total[token] += share * down(activation(up(x[token]))) over the pairs of each expert in turn.
@@ -234,7 +267,8 @@ inline void run_experts(Member& me, const Matrix& up, const Matrix& down, Team& 
     for (int64_t e = 0, start = 0; e < routed.num_experts; start = routed.ends[e++]) {
         const int64_t count = routed.ends[e] - start;
         if (count == 0) continue;
-        run_up(me, matrix_of(up, e), team, routed.tokens + start, count);
+        const Matrix second = matrix_of(down, e);
+        run_up(me, matrix_of(up, e), team, routed.tokens + start, count, first_of(me, second));
         me.wait();
         const auto [from, to] = me.share(count);
         for (int64_t row = from; row < to; row++) {
@@ -244,7 +278,9 @@ inline void run_experts(Member& me, const Matrix& up, const Matrix& down, Team& 
         }
         me.wait();
         const auto* shares = routed.shares + start;
-        run_down(me, matrix_of(down, e), team, routed.tokens + start, shares, count);
+        const bool is_last = e + 1 == routed.num_experts;
+        const Bytes then = is_last ? Bytes() : first_of(me, matrix_of(up, e + 1));
+        run_down(me, second, team, routed.tokens + start, shares, count, then);
         if (count <= team.routed.few) me.wait();  // `hidden` is read until then
     }
 }
