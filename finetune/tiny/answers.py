@@ -55,11 +55,13 @@ def at_once(text: str, span: Span | None = None) -> tuple[Part, ...]:
 def in_steps(steps: Sequence[Part], text: str) -> tuple[Part, ...]:
     """Answer in steps.
 
+    A comma says that there is another thing, so what shows that thing shows the comma as well.
+
     Args:
         steps: What is seen or heard, in order.
         text: What follows from it.
     """
-    commas = (Part(", "),) * (len(steps) - 1)
+    commas = [step._replace(text=", ") for step in steps[1:]]
     said = [part for pair in zip(steps, (*commas, Part(": ")), strict=True) for part in pair]
     return (said[0]._replace(text=said[0].text.capitalize()), *said[1:], Part(f"{text}."))
 

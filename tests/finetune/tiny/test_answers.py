@@ -10,11 +10,12 @@ from finetune.tiny.turns import Turn
 LEFT, RIGHT = Span(right=0.5), Span(left=0.5)
 
 
-def test_steps_are_named_in_order_and_only_they_are_shown():
+def test_steps_are_named_in_order_and_a_comma_is_shown_by_what_comes_next():
     parts = in_steps([Part("red star", LEFT), Part("go", RIGHT, is_heard=True)], "go")
     assert "".join(part.text for part in parts) == "Red star, go: go."
     assert [(p.text, p.span, p.is_heard) for p in parts if p.span] == [
         ("Red star", LEFT, False),
+        (", ", RIGHT, True),
         ("go", RIGHT, True),
     ]
 
@@ -22,7 +23,8 @@ def test_steps_are_named_in_order_and_only_they_are_shown():
 def test_counting_names_one_number_a_thing():
     parts = by_counting([Part("", LEFT), Part("red star", RIGHT), Part("", LEFT, 1)])
     assert "".join(part.text for part in parts) == "One, two red star, three: three."
-    assert [(p.medium, p.span) for p in parts if p.span] == [(0, LEFT), (0, RIGHT), (1, LEFT)]
+    shown = [(p.medium, p.span) for p in parts if p.span and p.text != ", "]
+    assert shown == [(0, LEFT), (0, RIGHT), (1, LEFT)]
     assert "".join(part.text for part in by_counting([Part("", LEFT)])) == "One: one."
 
 

@@ -182,7 +182,8 @@ def test_a_date_is_asked_for_without_its_name_only_where_there_is_one(drawn):
 def test_pages_are_counted_in_words(count):
     qa = ask_page_count(np.random.default_rng(count), count)
     assert "page" in qa.question.lower()
-    assert [part.medium for part in qa.parts if part.span] == list(range(count))
+    shown = [part.medium for part in qa.parts if part.span and part.text != ", "]
+    assert shown == list(range(count))
     turn = turn_of(qa)
     wrong = f"{turn.answer[:-1]} nine."
     assert [score_answer(turn, said) for said in (qa.answer, str(count), wrong)] == [1, 1, 0]
@@ -236,7 +237,7 @@ def test_each_question_about_a_document_is_followed_by_its_own_answer(towers, mo
         assert f"{turn.question}{ANSWER}{turn.answer}<|im_end|>" in said
     marks = [mark for item in inputs.media for mark in marks_of(item, SHOWN_HEAD)]
     assert said_at(inputs, marks) == "".join(
-        letters(turn.answer) if turn.spelled else "One two" for turn in turns
+        letters(turn.answer) if turn.spelled else "One, two" for turn in turns
     )
 
 

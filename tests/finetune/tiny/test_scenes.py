@@ -142,6 +142,7 @@ def test_of_two_recordings_the_one_that_says_the_word_is_asked_for(seed):
     qa = ask_which_says(np.random.default_rng(seed), ("yes", "seven"))
     assert [(p.text, p.medium) for p in qa.parts if p.span] == [
         ("Yes is first", 0),
+        (", ", 1),
         ("seven is second", 1),
     ]
     steps = "Yes is first, seven is second: "
@@ -310,10 +311,9 @@ def test_shapes_are_counted_one_by_one_from_left_to_right(processor):
         [item] = marked_rows(processor, subject, [turn]).media
         height, width = item.grid[1] // 2, item.grid[2] // 2
         marks = sorted(item.facts[FACT], key=lambda mark: mark.query)
-        in_order = [
-            shape for shape in sorted(shapes, key=lambda placed: placed.x) for _ in range(3)
-        ]
-        for mark, shape in zip(marks, in_order, strict=True):  # a number, a colour and a shape
+        ordered = sorted(shapes, key=lambda placed: placed.x)
+        in_order = [shape for shape in ordered for _ in range(4)][1:]  # the first has no comma
+        for mark, shape in zip(marks, in_order, strict=True):  # comma, number, colour and shape
             cell = int(shape.y * height) * width + int(shape.x * width)
             assert cell in mark.tokens
 
@@ -335,8 +335,8 @@ def test_answers_about_events_are_marked_while_their_shape_is_seen(processor):
     step_of = {offset: index // per_step for index, offset in enumerate(offsets)}
     marks = sorted(item.facts[FACT], key=lambda mark: mark.query)
     found = [{step_of[token] for token in mark.tokens} for mark in marks]
-    in_order = [set(steps) for steps in shown_steps for _ in ("colour", "shape")]
-    assert found == in_order * len(turns)
+    in_order = [set(steps) for steps in shown_steps for _ in ("comma", "colour", "shape")]
+    assert found == in_order[1:] * len(turns)  # the first has no comma
 
 
 def test_media_whose_tokens_were_reduced_are_not_marked(processor):

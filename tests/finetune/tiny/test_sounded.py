@@ -151,7 +151,8 @@ def test_answers_follow_from_the_facts_and_names_are_not_shared():
             if task == "shape_colour":  # asked by the word
                 told = "Seven, red circle, yes, blue circle, cat, red star: "
             assert answer.startswith(told)
-            steps = [(p.span.start, p.is_heard) for p in qa.parts if p.span]
+            named = [p for p in qa.parts if p.span and p.text != ", "]
+            steps = [(p.span.start, p.is_heard) for p in named]
             assert sorted(steps) == [
                 (start / 3, is_heard)
                 for one in said
@@ -266,7 +267,9 @@ def test_each_step_is_marked_in_the_frames_or_in_the_sound(model, make_subjects,
         for one in said:
             kind = [(word, 0, np.mean(one.shown_s)) for word in (one.colour, one.shape)]
             heard = [(one.word, 1, np.mean(one.said_s))]
-            expected += kind + heard if task == "word" else heard + kind
+            for step in (kind, heard) if task == "word" else (heard, kind):
+                expected += [(",", *step[0][1:]), *step]
+        expected = expected[1:]  # no comma before the first
         keys = conclusion(turn.answer).split(",")[0].split()
         asked = [key for key in keys if key in turn.question.lower()]
         assert asked
@@ -289,6 +292,6 @@ def test_each_of_two_recordings_is_marked_where_it_is_named(model):
     steps = [
         (word, number)
         for number, (label, place) in enumerate(zip(labels, ("first", "second"), strict=True))
-        for word in (label, "is", place)
-    ]
+        for word in (",", label, "is", place)
+    ][1:]
     assert [entry[:2] for entry in found] == [*steps, (asked, "question")]
