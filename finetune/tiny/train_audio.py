@@ -73,6 +73,7 @@ class AudioTraining:
         evaluate_every: Steps between evaluations, which also write a checkpoint.
         voices: Train on synthetic voices too; recordings alone are few speakers.
         seed: Seed of weights and data.
+        head_steps: Steps in which only the heads learn, where they are fresh on a trained tower.
     """
 
     steps: int = 8000
@@ -90,6 +91,7 @@ class AudioTraining:
     evaluate_every: int = 250
     voices: bool = True
     seed: int = 0
+    head_steps: int = 300
 
     def continued(self) -> "AudioTraining":
         """Return the settings of a run that starts from trained weights."""
@@ -224,13 +226,19 @@ def train(
         settings: How to train.
         resume: Go on from the checkpoint in `out` if there is one.
         initial: Folder of an earlier run whose weights this one starts from, with a fresh schedule.
+            If it has no heads (an unpacked checkpoint has none), they learn alone for the first
+            `head_steps`.
     """
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     model = TowerWithHeads(settings.seed)
+    head_steps = 0
     if initial is not None:
         model.tower.load_state_dict(load_file(initial / "audio_tower.safetensors"))
-        model.heads.load_state_dict(load_file(initial / "heads.safetensors"))
+        if (initial / "heads.safetensors").is_file():
+            model.heads.load_state_dict(load_file(initial / "heads.safetensors"))
+        else:
+            head_steps = settings.head_steps
     average = build_average(model, settings.average_decay)
     optimizers = build_optimizers(
         model.parameters(), model.tower.layers.parameters(), weight_decay=settings.weight_decay
@@ -265,6 +273,7 @@ def train(
             muon=share * settings.muon_learning_rate,
             adamw=share * settings.learning_rate,
         )
+        model.tower.requires_grad_(step >= head_steps)
         model.zero_grad()
         sequences = step % settings.sequence_every == settings.sequence_every - 1
         batch_size = settings.batch_size // 2 if sequences else settings.batch_size

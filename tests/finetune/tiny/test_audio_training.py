@@ -382,9 +382,21 @@ def test_a_stopped_run_goes_on_and_its_weights_load_into_a_parakeet_encoder(
     (tmp_path / "next").mkdir()
     (out / "voices.npz").rename(tmp_path / "next" / "voices.npz")
     train(recordings, tmp_path / "next", still, initial=out)
-    before, after = (load_file(f / "audio_tower.safetensors") for f in (out, tmp_path / "next"))
-    for name, _ in tower.named_parameters():
-        assert torch.equal(before[name], after[name]), name
+    assert not _changed(tower, out, tmp_path / "next")
+
+    # So does one whose heads are fresh and learn alone.
+    (out / "heads.safetensors").unlink()
+    for head_steps in (1, 0):
+        settings = AudioTraining(steps=1, batch_size=4, warmup_steps=1, head_steps=head_steps)
+        train(recordings, tmp_path / "next", settings, initial=out)
+        assert bool(_changed(tower, out, tmp_path / "next")) == (head_steps == 0)
+
+
+def _changed(tower, *folders):
+    before, after = (load_file(folder / "audio_tower.safetensors") for folder in folders)
+    return [
+        name for name, _ in tower.named_parameters() if not torch.equal(before[name], after[name])
+    ]
 
 
 def _small_pool(clips, *, seed):
