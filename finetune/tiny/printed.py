@@ -136,7 +136,7 @@ def render_block(
     paper, ink = ((255, 255, 255), (0, 0, 0)) if easy else paper_and_ink(rng)
     chosen = _plain(fonts) if easy else fonts
     family = chosen.families[str(rng.choice(list(chosen.families)))]
-    pixels = round(float(np.exp(rng.uniform(np.log(17), np.log(44)))))
+    pixels = round(float(np.exp(rng.uniform(np.log(14), np.log(56)))))
     font = load_font(family[int(rng.integers(len(family)))], pixels)
     ascent = font.getmetrics()[0]
     leading = pixels * rng.uniform(1.02, 1.35)

@@ -2,7 +2,9 @@
 
 Several shapes are told apart, found and counted only by features that say what stands where, so
 the tower learns that before a decoder asks. Which shape lies furthest to a side is a comparison of
-all; the tower, whose patches see each other, marks it where a question can look it up.
+all; the tower, whose patches see each other, marks it where a question can look it up. So it does
+with the number of each shape, counted from the left: who counts aloud looks up one number after the
+other.
 """
 
 from collections.abc import Sequence
@@ -62,11 +64,14 @@ def place_targets(shapes: Sequence[Placed], grid: tuple[int, int]) -> dict[str, 
     Returns:
         int64 by patch: `thing_colour` and `thing_shape`, from 1, 0 where nothing is, `IGNORE` where
         a shape may only be touched; `centre`, 1 where a shape's centre is; `outermost`
-        `(patches, 4)`, there only, whether no other shape lies further to each of `SIDES`.
+        `(patches, 4)`, there only, whether no other shape lies further to each of `SIDES`; `rank`
+        `(patches, 3)`, as of `thing_shape`, the shape's number from the left: of all, of those of
+        its colour and of those of its kind.
     """
     rows, columns = grid
     colour = np.zeros((rows, columns), np.int64)
     shape, centre = colour.copy(), colour.copy()
+    rank = np.zeros((rows, columns, 3), np.int64)
     outermost = np.full((rows, columns, len(SIDES)), IGNORE, np.int64)
     down, across = np.mgrid[:rows, :columns].astype(float)
     for placed in shapes:
@@ -82,12 +87,28 @@ def place_targets(shapes: Sequence[Placed], grid: tuple[int, int]) -> dict[str, 
         ):
             values[touched & (values == 0)] = IGNORE
             values[core] = number
+        rank[touched & (rank[..., 0] == 0)] = IGNORE
+        rank[core] = _ranks(placed, shapes)
         cell = min(int(y), rows - 1), min(int(x), columns - 1)
         centre[cell] = 1
         outermost[cell] = [_is_outermost(placed, shapes, side) for side in SIDES]
     by_patch = {"thing_colour": colour, "thing_shape": shape, "centre": centre}
     found = {name: values.reshape(-1) for name, values in by_patch.items()}
-    return {**found, "outermost": outermost.reshape(-1, len(SIDES))}
+    return {
+        **found,
+        "outermost": outermost.reshape(-1, len(SIDES)),
+        "rank": rank.reshape(-1, rank.shape[-1]),
+    }
+
+
+def _ranks(placed: Placed, shapes: Sequence[Placed]) -> tuple[int, int, int]:
+    """The number of a shape from the left, from 1: of all, of its colour, of its kind."""
+    left = [other for other in shapes if other.x < placed.x]
+    return (
+        1 + len(left),
+        1 + sum(other.colour == placed.colour for other in left),
+        1 + sum(other.shape == placed.shape for other in left),
+    )
 
 
 def _is_outermost(placed: Placed, shapes: Sequence[Placed], side: str) -> int:

@@ -35,6 +35,7 @@ from finetune.tiny.joint_pool import (
 )
 from finetune.tiny.model_config import build_model, load_towers, processor_settings
 from finetune.tiny.optimizers import build_optimizers, set_rates
+from finetune.tiny.precision import bfloat16_is_faster
 from finetune.tiny.score import score_answer
 from finetune.tiny.subjects import SHARES, Subjects
 from finetune.tiny.tokenizer import build_tokenizer
@@ -77,7 +78,7 @@ class JointTraining:
         guidance: Weight of the loss of where attention reads; see `finetune.guide`.
         band_letters: Most letters of a strip of print in training.
         seed: Seed of weights and data.
-        bfloat16: Multiply matrices in bfloat16; weights stay float32.
+        bfloat16: Multiply matrices in bfloat16; weights stay float32. By default, if it is faster.
     """
 
     steps: int
@@ -100,7 +101,7 @@ class JointTraining:
     guidance: float = 0.2
     band_letters: int = MAX_LETTERS
     seed: int = 0
-    bfloat16: bool = True
+    bfloat16: bool = field(default_factory=bfloat16_is_faster)
 
     def all_shares(self) -> dict[str, float]:
         """Return how often each kind of subject is drawn."""

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import RadioModel
 
 from finetune.tiny.optimizers import build_optimizers, set_rates
+from finetune.tiny.precision import bfloat16_is_faster
 from finetune.tiny.vision_batches import BatchSizes, VisionBatches, validation_tasks
 from finetune.tiny.vision_data import IGNORE, Task, spell
 from finetune.tiny.vision_tower import VisionHeads, build_tower, encode, fold, tower_config
@@ -46,6 +47,7 @@ LOSS_WEIGHTS = {
     "thing_shape": 0.8,
     "centre": 0.5,
     "outermost": 0.5,
+    "rank": 0.7,
     "count": 0.4,
 }
 # Most places of a line picture show no text; at full weight they would drown the characters.
@@ -57,6 +59,7 @@ NOTHING_WEIGHTS = {
     "thing_colour": 0.15,
     "thing_shape": 0.15,
     "centre": 0.15,
+    "rank": 0.15,
 }
 
 CONTINUED_RATE = 0.35  # of the learning rates, in a run that starts from trained weights
@@ -68,6 +71,8 @@ class VisionTraining:
 
     Attributes:
         steps: Optimiser steps; the learning rate ends at 0 there.
+        minutes: If given, end after this time too; on a machine that others use, a run then ends
+            when it should.
         sizes: Items of each task in a step.
         learning_rate: AdamW's highest learning rate.
         muon_learning_rate: Muon's highest learning rate; an update's root mean square is 0.2 of it.
@@ -79,13 +84,14 @@ class VisionTraining:
         validation_items: Items a task in such a part; the last evaluation uses 2,560
             real and 640 drawn ones.
         seed: Seed of weights and data.
-        bfloat16: Multiply matrices in bfloat16; weights stay float32.
+        bfloat16: Multiply matrices in bfloat16; weights stay float32. By default, if it is faster.
         num_workers: Processes that make batches; 0 makes them in the training process.
         reads: The run starts from a tower that reads, so that few lines are easy.
         head_steps: Steps in which only the heads learn, where some are fresh on a trained tower.
     """
 
     steps: int
+    minutes: float | None = None
     sizes: BatchSizes = field(default_factory=BatchSizes)
     learning_rate: float = 1.5e-3
     muon_learning_rate: float = 6e-3
@@ -96,7 +102,7 @@ class VisionTraining:
     evaluate_every: int = 400
     validation_items: int = 320
     seed: int = 0
-    bfloat16: bool = True
+    bfloat16: bool = field(default_factory=bfloat16_is_faster)
     num_workers: int = 1
     reads: bool = False
     head_steps: int = 200
@@ -110,12 +116,19 @@ class VisionTraining:
             muon_learning_rate=CONTINUED_RATE * self.muon_learning_rate,
         )
 
-    def schedule_at(self, step: int) -> float:
+    def share_done(self, step: int, seconds: float) -> float:
+        """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
+        if step >= self.steps:
+            return 1.0
+        by_steps = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(max(by_steps, by_clock, 0.0), 1.0)
+
+    def schedule_at(self, step: int, seconds: float = 0.0) -> float:
         """Return the share of the highest learning rates at a step counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        return 0.5 * (1 + math.cos(math.pi * self.share_done(step, seconds)))
 
 
 def head_scores(
@@ -251,7 +264,7 @@ def train(
     optimizers = build_optimizers(
         parameters, tower.encoder.parameters(), weight_decay=settings.weight_decay
     )
-    first_step, seconds, samples = 0, 0.0, Counter[str]()
+    first_step, done, seconds, samples = 0, 0, 0.0, Counter[str]()
     if resume and (out / "checkpoint.pt").exists():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
         tower.load_state_dict(load_file(out / "vision_model.safetensors"))
@@ -259,6 +272,7 @@ def train(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first_step, seconds = state["step"], state["seconds"]
+        done = first_step
         samples.update(state["samples"])
         logger.info("resumed at step %d", first_step)
 
@@ -273,7 +287,7 @@ def train(
     held_out = validation_tasks(data, settings.validation_items, settings.validation_items)
     started, mean_loss = time.monotonic() - seconds, 0.0
     for step, tasks in enumerate(batches, start=first_step):
-        share = settings.schedule_at(step)
+        share = settings.schedule_at(step, seconds)
         set_rates(
             optimizers,
             muon=share * settings.muon_learning_rate,
@@ -292,25 +306,28 @@ def train(
 
         samples.update({task.name: len(task.part.patches) for task in tasks})
         done, seconds = step + 1, time.monotonic() - started
+        is_last = settings.share_done(done, seconds) >= 1
         mean_loss += (loss.item() - mean_loss) / min(done - first_step, 50)
         if done % 50 == 0:
             logger.info("step %d loss %.3f, %.2f s a step", done, mean_loss, seconds / done)
-        if done % settings.evaluate_every == 0 and done < settings.steps:
+        if done % settings.evaluate_every == 0 and not is_last:
             figures = evaluate(tower, heads, held_out, bfloat16=settings.bfloat16)
             _append(out, {"step": done, "seconds": round(seconds), "loss": mean_loss, **figures})
-        if done % settings.save_every == 0 or done == settings.steps:
+        if done % settings.save_every == 0 or is_last:
             progress = {"step": done, "seconds": seconds, "samples": dict(samples)}
             _save(out, tower, heads, optimizers, progress)
+        if is_last:
+            break
 
     figures = evaluate(tower, heads, validation_tasks(data, 2560, 640), bfloat16=False)
     report = {
-        "steps": settings.steps,
+        "steps": done,
         "seconds": round(seconds),
         "samples": dict(samples),
         "validation": figures,
     }
     (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    _append(out, {"step": settings.steps, "seconds": round(seconds), "final": True, **figures})
+    _append(out, {"step": done, "seconds": round(seconds), "final": True, **figures})
 
 
 def _load_initial(folder: Path, tower: RadioModel, heads: VisionHeads) -> bool:
@@ -362,6 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the training data")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and figures")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
+    parser.add_argument("--minutes", type=float, help="end after this time, if not done before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
@@ -378,7 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     sizes = BatchSizes()._replace(**dict(options.items))
-    plain = VisionTraining(steps=options.steps, seed=options.seed, sizes=sizes)
+    plain = VisionTraining(
+        steps=options.steps, minutes=options.minutes, seed=options.seed, sizes=sizes
+    )
     # The full rates wipe out in a hundred steps what a trained tower knows.
     settings = plain if options.initial is None else plain.continued()
     train(

@@ -199,7 +199,8 @@ class CoverHead(nn.Module):
 class SceneHead(nn.Module):
     """For each patch: colour and shape of what is there, whether it is its centre, and outermost.
 
-    Outermost is asked of four sides.
+    Outermost is asked of four sides; and the how manyth from the left it is, in three ways: of all
+    shapes, of those of its colour, and of those of its kind.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -209,15 +210,17 @@ class SceneHead(nn.Module):
         self.thing_shape = nn.Linear(hidden_size, 1 + len(SHAPES))
         self.centre = nn.Linear(hidden_size, 2)
         self.outermost = nn.Linear(hidden_size, 4 * 2)
+        self.rank = nn.Linear(hidden_size, 3 * (1 + MAX_SHAPES))
 
     def forward(self, features: Float[Tensor, "items patches hidden"]) -> dict[str, Tensor]:
-        """Return scores by target, `(items, patches, classes)` or `(items, patches, 4, 2)`."""
+        """Return scores by target, `(items, patches, classes)` or `(items, patches, n, classes)`."""
         hidden = self.norm(features)
         return {
             "thing_colour": self.thing_colour(hidden),
             "thing_shape": self.thing_shape(hidden),
             "centre": self.centre(hidden),
             "outermost": self.outermost(hidden).unflatten(-1, (4, 2)),
+            "rank": self.rank(hidden).unflatten(-1, (3, 1 + MAX_SHAPES)),
         }
 
 

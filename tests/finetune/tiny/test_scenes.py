@@ -244,11 +244,26 @@ def test_shapes_that_lie_nearly_as_far_to_a_side_are_not_compared():
     assert sides == {"left": IGNORE, "right": IGNORE, "up": 1, "down": 0}
 
 
+def test_shapes_are_numbered_from_the_left_among_all_among_their_colour_and_among_their_kind():
+    placed = (
+        Placed("blue", "star", 0.9, 0.1, 0.1),
+        Placed("red", "star", 0.1, 0.9, 0.1),
+        Placed("red", "circle", 0.3, 0.1, 0.1),
+        Placed("red", "star", 0.6, 0.5, 0.1),
+    )
+    rank = place_targets(placed, (10, 10))["rank"].reshape(10, 10, 3)
+    where = {one: rank[int(10 * one.y), int(10 * one.x)].tolist() for one in placed}
+    assert [where[one] for one in placed] == [[4, 1, 3], [1, 1, 1], [2, 2, 1], [3, 3, 2]]
+    touched = place_targets(placed, (10, 10))["thing_shape"].reshape(10, 10) == IGNORE
+    assert (rank[touched] == IGNORE).all()
+    assert rank[9, 9].tolist() == [0, 0, 0]
+
+
 def test_an_only_shape_lies_furthest_to_all_sides_and_an_empty_frame_has_no_targets():
     alone = place_targets([Placed("red", "circle", 0.5, 0.5, 0.1)], (8, 8))
     assert alone["outermost"].reshape(8, 8, 4)[4, 4].tolist() == [1, 1, 1, 1]
     empty = place_targets([], (8, 8))
-    assert not any(empty[name].any() for name in ("thing_colour", "thing_shape", "centre"))
+    assert not any(empty[name].any() for name in ("thing_colour", "thing_shape", "centre", "rank"))
     assert (empty["outermost"] == IGNORE).all()
 
 
@@ -259,6 +274,7 @@ def test_batches_of_scenes_and_of_events_have_targets_for_each_patch():
         assert patches == task.part.grid[0] * task.part.grid[1]
         assert task.targets["thing_shape"].shape == (items, patches)
         assert task.targets["outermost"].shape == (items, patches, 4)
+        assert task.targets["rank"].shape == (items, patches, 3)
     seen = task.targets["centre"].sum(1)
     assert set(seen.tolist()) == {0, 1}  # tubelets with a shape, and without
 

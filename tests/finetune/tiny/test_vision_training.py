@@ -296,6 +296,22 @@ def test_learning_rate_warms_up_and_ends_at_nothing():
     assert rates[100] == pytest.approx(0)
 
 
+def test_learning_rate_also_ends_at_nothing_by_the_clock():
+    settings = VisionTraining(steps=1000, warmup_steps=10, minutes=10)
+    assert settings.schedule_at(20, seconds=300) == pytest.approx(0.5)
+    assert settings.schedule_at(20, seconds=600) == pytest.approx(0)
+    assert settings.share_done(1000, seconds=0) == 1
+
+
+@pytest.mark.usefixtures("small_training")
+def test_a_run_ends_by_the_clock_and_says_how_many_steps_it_took(data, tmp_path):
+    settings = VisionTraining(steps=50, minutes=1e-9, sizes=SMALL, warmup_steps=1, num_workers=0)
+    train(data, tmp_path, settings)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["steps"] == 1
+    assert report["samples"]["photo"] == SMALL.photo
+
+
 def test_rows_between_two_lines_of_a_block_count_for_nothing():
     upper = printed("AB")._replace(top=8.0, bottom=24.0)  # half of row 0, half of row 1
     lower = printed("CD")._replace(top=24.0, bottom=60.0)  # half of row 1, rows 2 and 3
