@@ -213,7 +213,7 @@ class SceneHead(nn.Module):
         self.rank = nn.Linear(hidden_size, 3 * (1 + MAX_SHAPES))
 
     def forward(self, features: Float[Tensor, "items patches hidden"]) -> dict[str, Tensor]:
-        """Return scores by target, `(items, patches, classes)` or `(items, patches, n, classes)`."""
+        """Return scores by target, `(items, patches, classes)`; of some `(.., n, classes)`."""
         hidden = self.norm(features)
         return {
             "thing_colour": self.thing_colour(hidden),
