@@ -72,6 +72,9 @@ ABILITIES = {
     "page_title": Ability(name="drawn page, unseen fonts and words: its title", floor=0.85),
     "page_field": Ability(name="drawn page: the value of a named field", floor=0.85),
     "page_cell": Ability(name="drawn page: a cell of a table", floor=0.85),
+    "page_large": Ability(
+        name="drawn page of up to 13 rows: the value of a named field, or a cell", floor=0.85
+    ),
     "page_second": Ability(
         name="drawn page: a second question, after the first was answered",
         below=("page_second_alone", 0.02),

@@ -18,6 +18,7 @@ from finetune.tiny.page_texts import PageText, random_page_text
 from finetune.tiny.printed import damage, paper_and_ink
 
 WIDTHS, HEIGHTS = (200, 340), (100, 230)  # pixels
+LARGE_WIDTH, LARGE_HEIGHT = 560, 420  # of a page with more rows and columns, at most
 PRINT = (16, 31)  # pixels of the em square, title aside
 TITLE_SCALE = 1.25  # at most
 
@@ -118,7 +119,7 @@ class _Layout(NamedTuple):
 
 
 def random_page(
-    rng: Generator, fonts: Fonts, split: Split, kind: str | None = None
+    rng: Generator, fonts: Fonts, split: Split, kind: str | None = None, *, large: bool = False
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Page]:
     """Draw a page.
 
@@ -127,16 +128,19 @@ def random_page(
         fonts: Fonts to draw from.
         split: Whose words are used.
         kind: One of `page_texts.KINDS`; by default any.
+        large: With about twice as many rows, and more columns, in print of the same size.
 
     Returns:
-        The picture, within `WIDTHS` and `HEIGHTS`, and what is true of it.
+        The picture, within `WIDTHS` and `HEIGHTS` or `LARGE_WIDTH` and `LARGE_HEIGHT`, and what is
+        true of it.
     """
+    widest, highest = (LARGE_WIDTH, LARGE_HEIGHT) if large else (WIDTHS[1], HEIGHTS[1])
     while True:
-        text = random_page_text(rng, split, kind)
+        text = random_page_text(rng, split, kind, large=large)
         style = _random_style(rng, fonts)
         for pixels in range(style.pixels, PRINT[0] - 1, -1):
             layout = _lay_out(text, style._replace(pixels=pixels))
-            if layout.height <= HEIGHTS[1] and layout.width <= WIDTHS[1]:
+            if layout.height <= highest and layout.width <= widest:
                 return _draw(rng, text, style._replace(pixels=pixels), layout)
 
 

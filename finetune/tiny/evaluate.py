@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -182,13 +183,16 @@ def make_cases(
         return cases
 
     def scenes(
-        name: str, kind: str, wanted: Sequence[str], options: Mapping[str, Any] = NO_OPTIONS
+        name: str,
+        draw: Callable[[np.random.Generator], Subject],
+        wanted: Sequence[str],
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> list[Case]:
         """Questions of some tasks, one a scene or page; those without an answer are passed over."""
         cases: list[Case] = []
         source = rng(name)
         while len(cases) < clips:
-            subject = subjects.draw(kind, source)
+            subject = draw(source)
             asked = turns_about(source, subject, count=99)
             turn = next((turn for turn in asked if turn.task in wanted), None)
             if turn is not None:
@@ -272,17 +276,20 @@ def make_cases(
         "object_quarter": lambda: photos(QUARTER),
         "still_quarter": lambda: stills(QUARTER),
         "receipt_line_quarter": lambda: receipts(QUARTER),
-        "count": lambda: scenes("count", "scene", ("count",)),
-        "position": lambda: scenes("position", "scene", ("side", "corner")),
-        "attribute": lambda: scenes("attribute", "scene", ("colour", "shape")),
-        "order": lambda: scenes("order", "events", ("side",)),
-        "times": lambda: scenes("times", "events", ("count",)),
-        "when": lambda: scenes("when", "events", ("when",)),
-        "sounded": lambda: scenes("sounded", "sounded", ("word", "shape_colour"), SOUND),
+        "count": lambda: scenes("count", subjects.scene, ("count",)),
+        "position": lambda: scenes("position", subjects.scene, ("side", "corner")),
+        "attribute": lambda: scenes("attribute", subjects.scene, ("colour", "shape")),
+        "order": lambda: scenes("order", subjects.events, ("side",)),
+        "times": lambda: scenes("times", subjects.events, ("count",)),
+        "when": lambda: scenes("when", subjects.events, ("when",)),
+        "sounded": lambda: scenes("sounded", subjects.sounded, ("word", "shape_colour"), SOUND),
         "which": lambda: pairs("which"),
-        "page_title": lambda: scenes("page_title", "page", ("title",)),
-        "page_field": lambda: scenes("page_field", "page", ("field",)),
-        "page_cell": lambda: scenes("page_cell", "page", ("cell",)),
+        "page_title": lambda: scenes("page_title", subjects.page, ("title",)),
+        "page_field": lambda: scenes("page_field", subjects.page, ("field",)),
+        "page_cell": lambda: scenes("page_cell", subjects.page, ("cell",)),
+        "page_large": lambda: scenes(
+            "page_large", partial(subjects.page, large=True), ("field", "cell")
+        ),
         "page_second": lambda: dialogues("page_second", "page"),
         "page_second_alone": lambda: alone(dialogues("page_second", "page")),
         "page_count": lambda: files(count_cases(rng("page_count"), subjects, clips)),

@@ -69,30 +69,35 @@ class PageText(NamedTuple):
     table: tuple[tuple[str, ...], ...] = ()
 
 
-def random_page_text(rng: Generator, split: Split, kind: str | None = None) -> PageText:
+def random_page_text(
+    rng: Generator, split: Split, kind: str | None = None, *, large: bool = False
+) -> PageText:
     """Draw what stands on a page.
 
     Args:
         rng: Source of randomness.
         split: Whose words are used.
         kind: One of `KINDS`; by default any.
+        large: With 5 to 12 fields instead of 3 to 6, or with up to three columns and eight rows of
+            cells instead of two and four.
     """
     kind = kind or str(rng.choice(KINDS))
     title = _cased(rng, f"{_word(rng, split, ())} {rng.choice(_TRADES[kind])}")
     if kind == "table":
-        return PageText(kind, title, table=_random_table(rng, split))
+        return PageText(kind, title, table=_random_table(rng, split, large=large))
     fields: list[FieldText] = []
     if kind == "receipt":
-        for _ in range(int(rng.integers(0, 3))):
+        for _ in range(int(rng.integers(0, 6 if large else 3))):
             fields.append(FieldText(_word(rng, split, _GOODS), _money(rng, split), "price"))
-    wanted = int(rng.integers(max(3, len(fields) + 1), 7)) - len(fields)
+    least, most = (5, 12) if large else (3, 6)
+    wanted = int(rng.integers(max(least, len(fields) + 1), most + 1)) - len(fields)
     chosen = [str(key) for key in rng.permutation(list(_FIELDS_OF[kind]))[:wanted]]
     if "total" not in chosen and kind != "form":
         chosen[0] = "total"
     fields += [_field(rng, split, key) for key in chosen]
     names = {field.name.lower(): field for field in _shuffled(rng, fields)}
     if len(names) < 3:  # two goods of one name
-        return random_page_text(rng, split, kind)
+        return random_page_text(rng, split, kind, large=large)
     if rng.random() < 0.25:
         names = {name: field._replace(name=field.name.upper()) for name, field in names.items()}
     return PageText(kind, title, tuple(names.values()))
@@ -219,11 +224,12 @@ def _field(rng: Generator, split: Split, key: str) -> FieldText:
             return FieldText(name, value, sort)
 
 
-def _random_table(rng: Generator, split: Split) -> tuple[tuple[str, ...], ...]:
+def _random_table(rng: Generator, split: Split, *, large: bool) -> tuple[tuple[str, ...], ...]:
+    most_columns, most_rows = (3, 8) if large else (2, 4)
     firsts, labels, others = _LABELS[int(rng.integers(len(_LABELS)))]
-    columns = [str(c) for c in rng.permutation(others)[: int(rng.integers(1, 3))]]
+    columns = [str(c) for c in rng.permutation(others)[: int(rng.integers(1, most_columns + 1))]]
     rows = [(str(rng.choice(firsts)), *columns)]
-    named = {_word(rng, split, labels): None for _ in range(int(rng.integers(2, 5)))}
+    named = {_word(rng, split, labels): None for _ in range(int(rng.integers(2, most_rows + 1)))}
     while len(named) < 2:
         named[_word(rng, split, labels)] = None
     rows += [(label, *(_cell(rng, split, column) for column in columns)) for label in named]

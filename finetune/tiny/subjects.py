@@ -66,6 +66,7 @@ SHARES = {
 }
 # Of the printed lines in training, those of receipts: short lines, and pieces of rows.
 RECEIPT_SHARE, PIECE_SHARE = 0.25, 0.35
+LARGE_PAGE_SHARE = 0.4  # of the pages in training
 BAND_RECEIPT_SHARE = 0.5  # of the bands, also of those held out
 
 
@@ -270,9 +271,16 @@ class Subjects:
             return Subject("sounded", _with_sound(frames, waveform), {"said": said})
         return _subject("sounded", encode_clip(list(frames), FPS, waveform), {"said": said})
 
-    def page(self, rng: Generator) -> Subject:
-        """Draw a small page, in the fonts and words of the split."""
-        pixels, page = random_page(rng, find_fonts(self.split), self.split)
+    def page(self, rng: Generator, *, large: bool | None = None) -> Subject:
+        """Draw a page, in the fonts and words of the split.
+
+        Args:
+            rng: Source of randomness.
+            large: As of `random_page`; by default some are in training, and none are held out.
+        """
+        if large is None:
+            large = self.is_training and rng.random() < LARGE_PAGE_SHARE
+        pixels, page = random_page(rng, find_fonts(self.split), self.split, large=large)
         return _picture("page", pixels, {"page": page})
 
     def word(self, rng: Generator, clip: Clip | None = None) -> Subject:

@@ -55,8 +55,9 @@ PHOTO_CLASSES = (
 VALIDATION_SHARE = 0.1
 IGNORE = -100  # target of a place that counts for nothing
 
-# Limits of `omni-tiny`: a picture becomes 64 to 256 patches, a video frame about 64.
-MIN_PATCHES, MAX_PATCHES, FRAME_PATCHES = 64, 256, 64
+# Limits of `omni-tiny`: a picture becomes 64 to 1,024 patches, a video frame about 64.
+MIN_PATCHES, MAX_PATCHES, FRAME_PATCHES = 64, 1024, 64
+LARGE_SHARE = 0.5  # of the batches of pages; a large page counts as three
 EASY_GRID = (4, 20)
 
 
@@ -176,8 +177,13 @@ def random_blocks(rng: Generator, fonts: Fonts, count: int, *, easy: bool) -> Ta
 
 
 def random_pages(rng: Generator, fonts: Fonts, split: Split, count: int) -> Task:
-    """Draw `count` small pages, widened to a common size; targets as of `random_blocks`."""
-    drawn = [random_page(rng, fonts, split) for _ in range(count)]
+    """Draw `count` small pages, or a third as many large ones; targets as of `random_blocks`.
+
+    They are widened to a common size.
+    """
+    large = rng.random() < LARGE_SHARE
+    count = max(1, count // 3) if large else count
+    drawn = [random_page(rng, fonts, split, large=large) for _ in range(count)]
     height, width = (max(page[0].shape[side] for page in drawn) for side in (0, 1))
     pictures, blocks = [], []
     for pixels, page in drawn:

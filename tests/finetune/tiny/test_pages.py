@@ -12,7 +12,13 @@ from finetune.guide import FACT, SAID_HEAD, SHOWN_HEAD
 from finetune.tiny import documents, joint_pool, page_texts
 from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import Clip
-from finetune.tiny.documents import HEIGHTS, WIDTHS, random_page
+from finetune.tiny.documents import (
+    HEIGHTS,
+    LARGE_HEIGHT,
+    LARGE_WIDTH,
+    WIDTHS,
+    random_page,
+)
 from finetune.tiny.fonts import find_fonts
 from finetune.tiny.joint_pool import EncodedDocument, EncodedProcessor, Pool, encode_subjects
 from finetune.tiny.model_config import build_model, processor_settings
@@ -26,7 +32,7 @@ from finetune.tiny.sounded import random_sounded
 from finetune.tiny.subjects import FPS, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.turns import Turn, chat, document_turns, pair_turn, turn_of, turns_about
-from finetune.tiny.vision_data import MAX_PATCHES, MIN_PATCHES
+from finetune.tiny.vision_data import MAX_PATCHES, MIN_PATCHES, image_grid
 from omni.inputs import IGNORE_INDEX
 from omni.media import load_media
 from omni.processor import OmniProcessor
@@ -109,6 +115,29 @@ def test_pages_are_of_their_size_and_within_their_tokens(drawn):
             page.height, page.width, min_patches=MIN_PATCHES, max_patches=MAX_PATCHES
         )
         assert grid[0] * grid[1] // 4 <= MOST_TOKENS
+
+
+def test_large_pages_have_more_rows_in_print_as_large_and_fit_the_largest_picture(drawn):
+    fonts = find_fonts("train")
+    large = [random_page(np.random.default_rng(s), fonts, "train", large=True) for s in SEEDS]
+    for pixels, page in large:
+        assert pixels.shape == (page.height, page.width, 3)
+        assert page.height <= LARGE_HEIGHT
+        assert page.width <= LARGE_WIDTH
+        rows, columns = image_grid(page.height, page.width)
+        assert rows * columns < MAX_PATCHES  # nothing is shrunk
+
+    def rows_of(page):
+        return len({row.row.text for row in page.cells} or page.fields)
+
+    def print_of(page):
+        return page.title.bottom - page.title.top
+
+    small = [page for _, page in drawn]
+    more = [page for _, page in large]
+    assert max(map(rows_of, small)) <= 6 < max(map(rows_of, more)) <= 12
+    assert np.mean([rows_of(page) for page in more]) > 1.5 * np.mean(list(map(rows_of, small)))
+    assert np.median(list(map(print_of, more))) > 0.8 * np.median(list(map(print_of, small)))
 
 
 def test_a_seed_gives_the_same_page_again(drawn):
