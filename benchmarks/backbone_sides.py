@@ -122,7 +122,7 @@ def decode_theirs(model: Any, prompt: Tensor) -> Callable[[], float]:
         for _ in range(DECODE_STEPS):
             output = model(
                 output.logits.argmax(-1),
-                past_key_values=output.past_key_values,
+                cache=output.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )

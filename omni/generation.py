@@ -227,7 +227,7 @@ def score_answer(
     scores = [first[:, None]]
     if len(ids) > 1:
         spoken = model.get_input_embeddings()(ids[None, :-1])
-        scores.append(model(inputs_embeds=spoken, past_key_values=cache, use_cache=True).logits)
+        scores.append(model(inputs_embeds=spoken, cache=cache, use_cache=True).logits)
     log_p = torch.cat(scores, dim=1)[0].float().log_softmax(-1)
     return log_p.gather(1, ids[:, None])[:, 0]
 
@@ -252,11 +252,11 @@ def _read(
         out = model(
             inputs_embeds=piece,
             attention_mask=None if mask is None else mask[:, :read],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, logits = out.past_key_values, out.logits[:, -1]
+        cache, logits = out.cache, out.logits[:, -1]
     return logits, cache
 
 
@@ -307,10 +307,10 @@ def generate(
             out = model(
                 input_ids=torch.tensor(chosen, device=logits.device)[:, None],
                 attention_mask=mask if is_padded else None,
-                past_key_values=prompt.cache,
+                cache=prompt.cache,
                 use_cache=True,
             )
-        prompt.cache, logits = out.past_key_values, out.logits[:, -1]
+        prompt.cache, logits = out.cache, out.logits[:, -1]
 
 
 def _select(cache: Any, rows: Sequence[int]) -> None:

@@ -45,13 +45,13 @@ class OmniGenerationMixin(GenerationMixin):
         return super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any
+        self, input_ids: Tensor, cache: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """First call: the whole prompt with its media. Later calls: what the cache has not read."""
         kept = {"attention_mask": kwargs.get("attention_mask"), "use_cache": True}
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         if past:
-            return {"input_ids": input_ids[:, past:], "past_key_values": past_key_values, **kept}
+            return {"input_ids": input_ids[:, past:], "cache": cache, **kept}
         names = ("media", "segment_ids", *MEDIA_TENSORS)
         media = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         return {"input_ids": input_ids, "logits_to_keep": 1, **kept, **media}

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.deprecation import deprecate_kwarg
 
 from encoders import ParakeetTower, RadioTower, TokenMerging
 from omni.backbone.cache import HybridCache
@@ -51,7 +52,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["RadioTower", "ParakeetTower", "HybridBlock"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache"]
     _is_stateful = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -265,6 +266,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
 
     # ---------------------------------------------------------------- forward
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: Int[Tensor, "batch seq"] | None = None,
@@ -273,7 +275,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
         labels: Int[Tensor, "batch seq"] | None = None,
         segment_ids: Int[Tensor, "batch seq"] | None = None,
         inputs_embeds: Float[Tensor, "batch seq hidden"] | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
@@ -295,7 +297,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
             labels: Targets, -100 ignored; shifted here. Their loss is the mean over all targets.
             segment_ids: Packed samples of a row; states, windows and attention end at a boundary.
             inputs_embeds: Decoder embeddings instead of ``input_ids``; then media must be in them.
-            past_key_values: Cache of earlier tokens.
+            cache: Cache of earlier tokens.
             use_cache: Return a cache.
             logits_to_keep: Score only the last n positions; 0 scores all.
             output_hidden_states: Also return the decoder's states.
@@ -333,7 +335,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
                 raise RequestError("forward needs input_ids or inputs_embeds; found neither.")
             if has_tensors:
                 media = list(media or []) + media_from_tensors(self.config, input_ids, **tensors)
-            if media or past_key_values is None:
+            if media or cache is None:
                 inputs_embeds, *_ = self.embed(input_ids, media or [], attention_mask)
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -342,7 +344,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
             attention_mask=attention_mask,
             labels=labels,
             segment_ids=segment_ids,
-            cache=past_key_values,
+            cache=cache,
             use_cache=bool(use_cache),
             logits_to_keep=logits_to_keep,
             output_hidden_states=output_hidden_states,
@@ -384,19 +386,19 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
             out = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=None if attention_mask is None else attention_mask.long(),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
                 output_hidden_states=output_hidden_states,
             )
-            cache = out.past_key_values
+            cache = out.cache
         loss = None
         if labels is not None:
             loss = next_token_loss(out.logits, labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=out.logits,
-            past_key_values=cache if use_cache or cache is not None else None,
+            cache=cache if use_cache or cache is not None else None,
             hidden_states=out.hidden_states,
         )
 

@@ -1,8 +1,8 @@
 """Media items from the loose tensors that transformers' processor makes for this model family.
 
-Those tensors say less than ``OmniInputs``: one video only, no reduction, and pictures and a video
-share a placeholder id, so both in one prompt cannot be told apart. What they can say runs through
-the same encoding and fusion as everything else.
+Those tensors say less than ``OmniInputs``: videos of one size only, no reduction, and pictures and
+videos share a placeholder id, so both in one prompt cannot be told apart. What they can say runs
+through the same encoding and fusion as everything else.
 """
 
 import warnings
@@ -35,7 +35,8 @@ def media_from_tensors(
         input_ids: ``(batch, seq)`` with all placeholders.
         pixel_values: ``(patches, 3 * patch**2)`` of all images, concatenated.
         image_grid_hw: ``(images, 2)`` patch grid of each image.
-        pixel_values_videos: ``(frames, 3, height, width)`` of the one video.
+        pixel_values_videos: ``(videos, tubelets, frames a tubelet * 3, height, width)``, or
+            ``(frames, 3, height, width)`` of one video, as until transformers 5.23.
         input_features: ``(clips, frames, bins)`` log-mel features.
         input_features_mask: ``(clips, frames)``, True at valid frames.
 
@@ -43,7 +44,8 @@ def media_from_tensors(
         Items for ``OmniModel.forward(media=...)``.
 
     Raises:
-        RequestError: Images and a video together, or an image tensor without its grids.
+        RequestError: Images and a video together, an image tensor without its grids, or videos of
+            another shape.
         AlignmentError: The placeholders do not match the tensors.
     """
     if pixel_values is not None and pixel_values_videos is not None:
@@ -64,7 +66,8 @@ def media_from_tensors(
                 "whose prompt holds all placeholders. Build OmniInputs to reduce.",
                 stacklevel=2,
             )
-        items.append(_video(config, pixel_values_videos))
+        videos = _frames(config, pixel_values_videos)
+        items += [_video(config, frames, f"video {i}") for i, frames in enumerate(videos)]
     visual = _place(items, input_ids, config.image_token_id)
     clips: list[MediaItem] = []
     if input_features is not None:
@@ -93,13 +96,27 @@ def _images(config: OmniConfig, pixel_values: Tensor, grids: Tensor) -> list[Med
     ]
 
 
-def _video(config: OmniConfig, frames: Tensor) -> MediaItem:
+def _frames(config: OmniConfig, videos: Tensor) -> list[Tensor]:
+    """The frames of each video, ``(frames, channels, height, width)``, tubelets taken apart."""
+    channels, together = config.vision_config.num_channels, config.tubelet_frames
+    if videos.ndim == 4 and videos.shape[1] == channels:
+        return [videos]
+    if videos.ndim == 5 and videos.shape[2] == together * channels:
+        return list(videos.unflatten(2, (together, channels)).flatten(1, 2))
+    raise RequestError(
+        f"pixel_values_videos has the shape {tuple(videos.shape)}; expected (videos, tubelets, "
+        f"{together * channels}, height, width), or (frames, {channels}, height, width) of one "
+        "video."
+    )
+
+
+def _video(config: OmniConfig, frames: Tensor, name: str) -> MediaItem:
     """Frames to patch rows (channel, y, x); tubelets are made by the model's own reducer."""
     patch = config.vision_config.patch_size
     count, channels, height, width = frames.shape
     h, w = height // patch, width // patch
     rows = F.unfold(frames, patch, stride=patch).mT.reshape(count * h * w, channels * patch * patch)
-    return _item(config, "video", [Window(rows, len(rows), len(rows))], (count, h, w), "video")
+    return _item(config, "video", [Window(rows, len(rows), len(rows))], (count, h, w), name)
 
 
 def _clips(config: OmniConfig, features: Tensor, mask: Tensor | None) -> list[MediaItem]:

@@ -197,12 +197,22 @@ class HybridCache:
             the buffers are copied to longer ones.
     """
 
-    is_compileable = False  # read by transformers' `generate`
+    # Read by transformers' `generate`; Mamba's state takes no step back without a snapshot.
+    is_compileable = False
+    is_croppable = False
 
     def __init__(self, layer_types: list[str], capacity: int = MIN_CAPACITY) -> None:
         self.layers: list[LayerState] = [_new_state(kind, capacity) for kind in layer_types]
         self.length = 0
         self._key_mask: AppendLog | None = None
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of each layer, whether it cannot tell how many tokens it has read: no layer is like that.
+
+        transformers' `generate` then passes on only what was not read yet.
+        """
+        return [False] * len(self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions read so far, padding included; the same for every layer."""

@@ -397,12 +397,11 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = self.new_cache()
+        if generation_config.use_cache and model_kwargs.get("cache") is None:
+            model_kwargs["cache"] = self.new_cache()
 
 
 def to_forward_arguments(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Translate the inputs which transformers prepares for a step into ours."""
-    inputs["cache"] = inputs.pop("past_key_values", None)
+    """Leave out of the inputs which transformers prepares for a step what is not ours."""
     inputs.pop("use_cache", None)
     return inputs

@@ -109,7 +109,7 @@ def test_reading_on_behind_a_cache_is_counted(assistant, past: int, length: int)
     text = model.config.text_config
     cache = model.new_cache(past + length)
     with torch.no_grad():
-        model(input_ids=torch.full((1, past), 40), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.full((1, past), 40), cache=cache, use_cache=True)
     ids = torch.full((1, length), 41)
     found = counted(lambda: continue_prompt(model, cache, ids)).get_total_flops()
     # As above: attention is counted in full, the convolution not at all.

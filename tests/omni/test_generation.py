@@ -69,9 +69,7 @@ def test_each_step_gives_the_scores_of_a_full_forward(assistant, requests):
                 prompt.logits[0], full[len(embeddings[0]) - 1], rtol=0, atol=1e-5
             )
             for i, token in enumerate(tokens):
-                out = model(
-                    input_ids=torch.tensor([[token]]), past_key_values=prompt.cache, use_cache=True
-                )
+                out = model(input_ids=torch.tensor([[token]]), cache=prompt.cache, use_cache=True)
                 expected = full[len(embeddings[0]) + i]
                 torch.testing.assert_close(out.logits[0, -1], expected, rtol=0, atol=1e-5)
 

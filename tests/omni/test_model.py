@@ -166,8 +166,35 @@ def test_generate_goes_on_from_a_cache_that_has_read_a_part_of_the_prompt():
     model = tiny_omni.omni_model()
     ids = torch.randint(30, 280, (1, 12))
     whole = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)
-    cache = model(input_ids=ids[:, :7], use_cache=True).past_key_values
+    cache = model(input_ids=ids[:, :7], use_cache=True).cache
     continued = model.generate(
-        input_ids=ids, past_key_values=cache, max_new_tokens=5, do_sample=False, eos_token_id=None
+        input_ids=ids, cache=cache, max_new_tokens=5, do_sample=False, eos_token_id=None
     )
     assert continued.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_reads_the_prompt_once_and_then_token_by_token(monkeypatch, beams):
+    model, lengths = tiny_omni.omni_model(), []
+    decode = model._decode
+
+    def watched(embeddings, **options):
+        lengths.append(embeddings.shape[1])
+        return decode(embeddings, **options)
+
+    monkeypatch.setattr(model, "_decode", watched)
+    ids = torch.randint(30, 280, (1, 12))
+    model.generate(
+        input_ids=ids, max_new_tokens=4, num_beams=beams, do_sample=False, eos_token_id=None
+    )
+    assert lengths == [12, 1, 1, 1]
+
+
+def test_the_old_name_of_a_cache_works_and_warns():
+    model, ids = tiny_omni.omni_model(), torch.randint(30, 280, (1, 9))
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits[:, -1]
+        cache = model(input_ids=ids[:, :8], use_cache=True).cache
+        with pytest.warns(FutureWarning, match="Use `cache` instead"):
+            last = model(input_ids=ids[:, 8:], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(last, whole, rtol=0, atol=1e-5)

@@ -90,8 +90,8 @@ def test_cached_decoding_equals(pair):
     with torch.no_grad():
         for part in ids.split([9, 1, 1, 3], dim=1):
             found = ours(part, cache=cache).logits
-            output = theirs(part, past_key_values=past, use_cache=True)
-            past = output.past_key_values
+            output = theirs(part, cache=past, use_cache=True)
+            past = output.cache
             torch.testing.assert_close(found, output.logits, **TOLERANCE)
 
 
@@ -112,8 +112,8 @@ def test_our_single_step_keeps_the_step_size_clamp_which_transformers_forgets():
         full = theirs(ids).logits[:, -1]
         ours(ids[:, :-1], cache=cache)
         torch.testing.assert_close(ours(ids[:, -1:], cache=cache).logits[:, -1], full, **TOLERANCE)
-        past = theirs(ids[:, :-1], use_cache=True).past_key_values
-        forgotten = theirs(ids[:, -1:], past_key_values=past, use_cache=True).logits[:, -1]
+        past = theirs(ids[:, :-1], use_cache=True).cache
+        forgotten = theirs(ids[:, -1:], cache=past, use_cache=True).logits[:, -1]
     assert (forgotten - full).abs().max() > 1e-2
 
 

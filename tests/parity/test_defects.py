@@ -2,6 +2,8 @@
 
 The numbers are those of the published list: B4-B7, B9-B12, B15-B18. Where transformers raises, the
 test shows that it still does (so that a fix there is noticed) and that the same request works here.
+transformers 5.24 runs videos (B4) and packs their frames itself; what it does with them is compared
+in `test_omni_model.py`.
 """
 
 import pytest
@@ -44,11 +46,8 @@ def logits_of(model, inputs) -> torch.Tensor:
         return model(**inputs).logits
 
 
-def test_b4_any_video_runs(model, processor):
-    reference = tiny_omni.reference_model(model)
+def test_b4_any_video_runs(model):
     ids, frames = torch.tensor([[21, 18, 18, 18, 18, 22]]), torch.randn(2, 3, 16, 16)
-    with pytest.raises(TypeError, match="must be tuple of Tensors"):
-        reference(input_ids=ids, pixel_values_videos=frames)
     assert model(input_ids=ids, pixel_values_videos=frames).logits.shape == (1, 6, 286)
     generated = model.generate(input_ids=ids, pixel_values_videos=frames, max_new_tokens=2)
     assert generated.shape[1] > 6
@@ -67,12 +66,8 @@ def test_b5_pruning_works_on_grids_that_are_not_square(model, processor, size):
 def test_b6_pruning_trains_with_labels(model, processor):
     reference = tiny_omni.reference_model(model, video_pruning_rate=0.5)
     ids = torch.tensor([[21, *[18] * 8, 22, 40]])
-    features = torch.randn(2, 4, 32)
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    outputs = {"video": BaseModelOutputWithPooling(pooler_output=(features,))}
     with pytest.raises((ValueError, RuntimeError)):
-        reference(input_ids=ids, labels=ids, mm_encoder_outputs=outputs)
+        reference(input_ids=ids, labels=ids, pixel_values_videos=torch.randn(1, 2, 6, 16, 16))
 
     messages = [
         {"role": "user", "content": "<video>What?"},

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from omni.errors import RequestError
 from omni.tensors import media_from_tensors
 from tests.support import tiny_omni
 
@@ -40,11 +41,11 @@ def video_ids(tubelets: int, tokens: int) -> torch.Tensor:
     return torch.tensor([[40, 41, *chain.from_iterable(blocks), 50]])
 
 
-def with_video(theirs, frames: torch.Tensor):
-    """The only way to run a video there: hand over features in the shape the code expects (B4)."""
-    features = theirs.get_video_features(frames, return_dict=True)
-    features.pooler_output = (features.pooler_output.flatten(0, 1),)
-    return {"mm_encoder_outputs": {"video": features}}
+def tubelets(videos: torch.Tensor) -> torch.Tensor:
+    """Frames `(videos, frames, ...)` as transformers packs them, the last one repeated if odd."""
+    if videos.shape[1] % 2:
+        videos = torch.cat([videos, videos[:, -1:]], dim=1)
+    return videos.unflatten(1, (-1, 2)).flatten(2, 3)
 
 
 def test_parameter_names_and_shapes_are_the_same(models):
@@ -95,25 +96,40 @@ def test_features_that_are_normalised_otherwise_than_the_checkpoint_wants_are_to
 
 @pytest.mark.parametrize("frames", [1, 4, 5])
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (24, 8)])
-def test_video_logits_are_equal_through_the_work_around(models, frames, size):
-    pixels = torch.randn(frames, 3, *size)
+def test_videos_give_equal_logits(models, frames, size):
+    pixels = torch.randn(2, frames, 3, *size)
     tokens = size[0] // 4 * size[1] // 4 // 4
-    ids = video_ids(-(-frames // 2), tokens)
+    one = video_ids(-(-frames // 2), tokens)
+    check(models, input_ids=one, pixel_values_videos=tubelets(pixels[:1]))
+    check(
+        models, input_ids=torch.cat([one, one + (one > 30)]), pixel_values_videos=tubelets(pixels)
+    )
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5])
+def test_frames_and_tubelets_of_a_video_give_the_same(models, frames):
+    pixels, ids = torch.randn(frames, 3, 16, 16), video_ids(-(-frames // 2), 4)
     with torch.no_grad():
-        ours = models.ours(input_ids=ids, pixel_values_videos=pixels).logits
-        theirs = models.theirs(input_ids=ids, **with_video(models.theirs, pixels)).logits
-    torch.testing.assert_close(ours, theirs, **SAME_LOGITS)
+        by_frames = models.ours(input_ids=ids, pixel_values_videos=pixels).logits
+        packed = models.ours(input_ids=ids, pixel_values_videos=tubelets(pixels[None])).logits
+    torch.testing.assert_close(by_frames, packed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 16, 16), (1, 2, 3, 16, 16), (2, 16, 16)])
+def test_videos_of_another_shape_are_refused(models, shape):
+    with pytest.raises(RequestError, match=r"expected \(videos, tubelets, 6, height, width\)"):
+        models.ours(input_ids=video_ids(1, 4), pixel_values_videos=torch.randn(*shape))
 
 
 def test_video_with_audio_gives_equal_logits(models):
-    pixels, features = torch.randn(4, 3, 16, 16), torch.randn(1, 37, 8)
     ids = torch.cat([video_ids(2, 4), torch.tensor([[28, *[27] * 5, 29, 50]])], dim=1)
-    with torch.no_grad():
-        ours = models.ours(input_ids=ids, pixel_values_videos=pixels, input_features=features)
-        theirs = models.theirs(
-            input_ids=ids, input_features=features, **with_video(models.theirs, pixels)
-        )
-    torch.testing.assert_close(ours.logits, theirs.logits, **SAME_LOGITS)
+    videos = tubelets(torch.randn(1, 4, 3, 16, 16))
+    check(
+        models,
+        input_ids=ids,
+        pixel_values_videos=videos,
+        input_features=torch.randn(1, 37, 8),
+    )
 
 
 def test_left_padding_gives_equal_logits_at_real_positions(models):

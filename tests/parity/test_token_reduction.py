@@ -16,7 +16,7 @@ def test_evs_keeps_what_transformers_keeps(grid: tuple[int, int, int], rate: flo
     t, h, w = grid
     generator = torch.Generator().manual_seed(t * h * w)
     features = torch.randn(t * h * w, 16, generator=generator)
-    theirs = compute_retention_mask(video_embeds=features, thw=grid, spatial_merge_size=1, q=rate)
+    theirs = compute_retention_mask(features, num_tubelets=t, q=rate)
     assert torch.equal(evs_keep_mask(features, grid, rate), theirs)
 
 

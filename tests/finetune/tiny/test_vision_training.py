@@ -90,7 +90,8 @@ def printed(text: str, width: int = 128, height: int = 64) -> Line:
 def test_small_pictures_get_the_grids_of_the_product():
     assert image_grid(32, 32) == (8, 8)
     assert image_grid(28, 28) == (8, 8)
-    assert image_grid(144, 576) == (8, 30)
+    assert image_grid(144, 576) == (10, 36)
+    assert image_grid(1024, 1024) == (32, 32)
     assert video_grid(96, 96) == (8, 8)
 
 
