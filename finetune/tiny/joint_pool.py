@@ -50,7 +50,7 @@ TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.22, 0.01, 0.
 SEVERAL_SHARE = {"band": 0.2, "line": 0.6}
 MOST_PICTURES = {"band": 5, "line": 14}
 DOCUMENT_SHARE, MOST_PAGES = 0.4, 5  # of the pages: one or several as a document
-ROW_TOKENS = 512  # rows of packed samples; a longer sample gets a row of its own
+ROW_TOKENS = 512  # rows of packed samples, unless a sample is longer
 LENGTH_STEP = 128  # of rows: each new length costs the products milliseconds to prepare for
 
 
@@ -278,7 +278,7 @@ def random_image_reduction(rng: Generator) -> str:
 
 
 def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:
-    """Pack samples into rows of up to `ROW_TOKENS`, longest first, and pad the rows.
+    """Pack samples into rows of `ROW_TOKENS`, or of the longest sample, and pad the rows.
 
     Args:
         samples: One row each.
@@ -286,12 +286,14 @@ def pack_rows(samples: Sequence[OmniInputs], pad_token_id: int) -> OmniInputs:
     """
     rows: list[list[OmniInputs]] = []
     room: list[int] = []
+    # All rows are padded to the longest, so all may be as long as it.
+    capacity = max(ROW_TOKENS, *(sample.num_tokens for sample in samples))
     for index in sorted(range(len(samples)), key=lambda i: -samples[i].num_tokens):
         length = samples[index].num_tokens
         row = next((i for i, left in enumerate(room) if left >= length), None)
         if row is None:
             rows.append([])
-            room.append(max(ROW_TOKENS, length))
+            room.append(capacity)
             row = len(rows) - 1
         rows[row].append(samples[index])
         room[row] -= length
