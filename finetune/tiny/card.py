@@ -83,8 +83,8 @@ LIMITS = """## What it cannot do
 - It reads short lines, alone or several pictures one after the other. Strips with more than a dozen
   letters it begins well and then loses its place; after several pictures it may not stop.
 - Of small drawn pages it copies two values in five rightly, and says before each what it goes with
-  (`Total: 12.50`). A picture has up to 256 tokens: pages of about 560 x 420 pixels keep their
-  size, print of whole receipts and of pages of real documents becomes too small to be read.
+  (`Total: 12.50`). No picture has more than 64 tokens, so whole receipts and pages of real
+  documents are too small to be read.
 - Words were spoken alone, in at most three seconds; digits also in sequences of two to four.
 """
 
