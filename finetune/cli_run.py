@@ -151,7 +151,8 @@ def _run_program(
                 f"Found {option} {value}; the recipe runs a program of finetune/tiny, for which "
                 "expected is DATA, --out, --max-steps, --seed, --resume or OPTION=VALUE."
             )
-    program = program.changed({**words, **{names[o]: v for o, v in given.items() if o in names}})
+    program = program.changed(words)
+    program = program.changed({names[o]: v for o, v in given.items() if o in names})
     program = program.changed({"resume": True if resume else None})
     if explain:
         command = program.command()

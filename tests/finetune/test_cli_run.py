@@ -158,6 +158,15 @@ def test_words_give_flags_and_lists_to_a_program(app):
         CliRunner().invoke(app, [*words[:3], "share=[", "--explain"], catch_exceptions=False)
 
 
+def test_a_word_names_what_also_has_an_option_and_the_option_wins(app):
+    words = ["finetune", "--recipe", "omni-tiny-4", "out=mine", "steps=3", "seed=7", "--explain"]
+    ran = CliRunner().invoke(app, words, catch_exceptions=False)
+    for part in ("--out mine", "--steps 3", "--seed 7"):
+        assert part in ran.stdout
+    both = CliRunner().invoke(app, [*words, "--out", "yours"], catch_exceptions=False)
+    assert "--out yours" in both.stdout
+
+
 def test_a_recipe_runs_only_the_programs_of_omni_tiny(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("program: os\n")
