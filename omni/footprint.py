@@ -195,9 +195,9 @@ def _layer_bytes(text: Any, kind: str, tokens: int, b: int) -> int:
         N, grouped = text.ssm_state_size, text.n_groups * text.ssm_state_size
         channels = inner + 2 * grouped
         Q = max(min(tokens, MAX_CHUNK_SIZE), 1)
-        decay, per_group = text.mamba_num_heads * Q, text.n_groups * Q
-        inside = 3 * decay + per_group + inner
-        between = decay + per_group + 3 * inner + 3 * inner * N // Q
+        per_group = text.n_groups * Q  # a number for each pair of positions of a chunk
+        inside = 3 * per_group + 2 * inner
+        between = per_group + 3 * inner + 3 * inner * N // Q
         scan = channels + inner + 2 * grouped + max(inside, between)
         values, floats = inner + channels + text.mamba_num_heads, scan
     elif kind == "moe":

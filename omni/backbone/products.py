@@ -139,6 +139,18 @@ class _Product(torch.autograd.Function):
         return grad_x, _onednn(x, grad, None).t()
 
 
+def _grouped(x: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
+    """`grouped_linear` without gradients: each product is written to where it belongs."""
+    y = x.new_empty(len(x), weights.shape[1])
+    parts = zip(x.split(sizes), weights.unbind(), y.split(sizes), strict=True)
+    for part, weight, place in parts:
+        if _takes_onednn(part, weight):
+            place.copy_(_onednn(part, weight, None))
+        else:
+            torch.mm(part, weight.t(), out=place)
+    return y
+
+
 class _GroupedProduct(torch.autograd.Function):
     """`grouped_linear`, forward and backward."""
 
@@ -146,8 +158,7 @@ class _GroupedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
         ctx.save_for_backward(x, weights)
         ctx.sizes = sizes
-        parts = zip(x.split(sizes), weights.unbind(), strict=True)
-        return torch.cat([linear(part, weight) for part, weight in parts if len(part)])
+        return _grouped(x, weights, sizes)
 
     @staticmethod
     @once_differentiable
@@ -156,8 +167,7 @@ class _GroupedProduct(torch.autograd.Function):
         grads = grad.split(ctx.sizes)
         grad_x = grad_weights = None
         if ctx.needs_input_grad[0]:
-            parts = zip(grads, weights.unbind(), strict=True)
-            grad_x = torch.cat([linear(part, weight.t()) for part, weight in parts if len(part)])
+            grad_x = _grouped(grad, weights.mT, ctx.sizes)
         if ctx.needs_input_grad[1]:
             grad_weights = torch.empty_like(weights)
             places = zip(grads, x.split(ctx.sizes), grad_weights.unbind(), strict=True)

@@ -47,9 +47,10 @@ def ssd_scan(
     """Run the recurrence over a sequence, chunk by chunk.
 
     Inside a chunk the recurrence is unrolled into one masked product, as in attention; between
-    chunks only the state is carried. Everything is laid out with the position last,
-    (b, c, g, r p, q), so that the products with B and C run once per group and never repeat them
-    for each head.
+    chunks only the state is carried. Everything is laid out as (b, c, g, q, r p), in which the
+    heads of a group lie side by side as in the inputs, so that the products with B and C run once
+    per group and never repeat them for each head. What is as large as positions times positions is
+    made for one head of each group at a time, and so it stays in the processor's cache.
 
     Args:
         x: Inputs of the heads.
@@ -87,78 +88,85 @@ def ssd_scan(
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """What forward and backward both derive from the inputs, cut into chunks, position last."""
+    """What forward and backward both derive from the inputs, cut into chunks."""
 
-    u: Float[Tensor, "b c g r p q"]  # dt x
+    u: Float[Tensor, "b c g q r p"]  # dt x
     B: Float[Tensor, "b c g q n"]
-    C: Float[Tensor, "b c g n q"]
-    seen: Bool[Tensor, "... q q"]  # [j, t], whether t may see j
-    BC: Float[Tensor, "b c g q q"]  # [j, t], 0 where t must not see j
+    C: Float[Tensor, "b c g q n"]
+    seen: Bool[Tensor, "... q q"]  # [t, j], whether t may see j
+    CB: Float[Tensor, "b c g q q"]  # [t, j], 0 where t must not see j
     s: Float[Tensor, "b c g r q"]  # running sum of dt A
-    to_end: Float[Tensor, "b c g r q"]  # decay from j to the last position
-    from_start: Float[Tensor, "b c g r q"]  # decay of the incoming state up to t
-    through: Float[Tensor, "b c g r"]  # decay of a state that crosses the whole chunk
+    to_end: Float[Tensor, "b c g q r 1"]  # decay from j to the last position
+    from_start: Float[Tensor, "b c g q r 1"]  # decay of the incoming state up to t
+    through: Float[Tensor, "b c g 1 r 1"]  # decay of a state that crosses the whole chunk
 
     @classmethod
     def cut(
         cls, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, runs: Tensor | None, q: int
     ) -> "_Chunks":
         groups = B.shape[2]
-        dt = _chunked(dt, q, groups)
-        u = _chunked(x, q, groups, times=dt)
-        B = B.unflatten(1, (-1, q)).transpose(2, 3)
-        C = C.unflatten(1, (-1, q)).permute(0, 1, 3, 4, 2)
+        x, dt = _chunked(x, q, groups), _chunked(dt, q, groups)
+        u = torch.mul(x, dt[..., None], out=x.new_empty(x.shape))
+        B, C = (tensor.unflatten(1, (-1, q)).transpose(2, 3).contiguous() for tensor in (B, C))
 
-        s = (dt * A.view(groups, -1, 1)).cumsum(-1)
+        s = (dt * A.view(groups, 1, -1)).cumsum(3)
         # From each position to the last, from before the first to each, through all of the chunk.
         to_end, from_start, through = (
-            log.clamp(min=LEAST_LOG).exp_() for log in (s[..., -1:] - s, s, s[..., -1])
+            log.clamp(min=LEAST_LOG).exp_() for log in (s[..., -1:, :] - s, s, s[..., -1, :])
         )
-        seen = torch.ones(q, q, dtype=torch.bool, device=x.device).triu()
+        seen = torch.ones(q, q, dtype=torch.bool, device=x.device).tril()
         if runs is not None:
             first_run, last_run = runs[:, :1, 0], runs[:, :, -1]
             entering = torch.cat([first_run, last_run[:, :-1]], dim=1)  # run of the incoming state
-            to_end = to_end * (runs == last_run[..., None])[:, :, None, None]
-            from_start = from_start * (runs == entering[..., None])[:, :, None, None]
+            to_end = to_end * (runs == last_run[..., None])[:, :, None, :, None]
+            from_start = from_start * (runs == entering[..., None])[:, :, None, :, None]
             through = through * (entering == last_run)[:, :, None, None]
             seen = (seen & (runs[..., :, None] == runs[..., None, :])).unsqueeze(2)
-        return cls(u, B, C, seen, (B @ C).mul_(seen), s, to_end, from_start, through)
+        return cls(
+            u=u,
+            B=B,
+            C=C,
+            seen=seen,
+            CB=(C @ B.mT).mul_(seen),
+            s=s.mT.contiguous(),
+            to_end=to_end.unsqueeze(-1),
+            from_start=from_start.unsqueeze(-1),
+            through=through[..., None, :, None],
+        )
 
-    def decay(self) -> Float[Tensor, "b c g r q q"]:
-        """[j, t], exp(s_t - s_j), or 1 where t is before j: it could overflow, and BC hides it."""
-        return (self.s[..., None, :] - self.s[..., :, None]).clamp_(LEAST_LOG, 0).exp_()
-
-
-def _view_chunked(
-    x: Float[Tensor, "batch seq heads *rest"], q: int, groups: int
-) -> Float[Tensor, "b c g r *rest q"]:
-    """Cut the positions into chunks of q and the heads into groups; the position comes last."""
-    return x.unflatten(2, (groups, -1)).unflatten(1, (-1, q)).movedim(2, -1)
+    def decay(self, r: int) -> Float[Tensor, "b c g q q"]:
+        """[t, j] of a head, exp(s_t - s_j); 1 where t is before j, which might overflow."""
+        s = self.s[:, :, :, r]
+        return (s[..., :, None] - s[..., None, :]).clamp_(LEAST_LOG, 0).exp_()
 
 
 def _chunked(
-    x: Float[Tensor, "batch seq heads *rest"],
-    q: int,
-    groups: int,
-    *,
-    times: Float[Tensor, "b c g r q"] | None = None,
-) -> Float[Tensor, "b c g r *rest q"]:
-    """`_view_chunked`, laid out in that order; `times` multiplies inputs of width p.
-
-    In two steps, which are faster than one whose inner loop strides over whole rows.
-    """
-    view = _view_chunked(x, q, groups)
-    if x.ndim == 3:
-        return view.contiguous()
-    view = view.transpose(-1, -2)
-    if times is not None:
-        view = torch.mul(view, times[..., None], out=x.new_empty(view.shape))
-    return view.contiguous().transpose(-1, -2).contiguous()
+    x: Float[Tensor, "batch seq heads *rest"], q: int, groups: int
+) -> Float[Tensor, "b c g q r *rest"]:
+    """A view that cuts the positions into chunks of q and the heads into groups."""
+    return x.unflatten(2, (groups, -1)).unflatten(1, (-1, q)).transpose(2, 3)
 
 
-def _joined(x: Float[Tensor, "b c g r *rest q"]) -> Float[Tensor, "batch seq heads *rest"]:
+def _joined(x: Float[Tensor, "b c g q r *rest"]) -> Float[Tensor, "batch seq heads *rest"]:
     """The reverse of `_chunked`."""
-    return x.movedim(-1, 2).flatten(3, 4).flatten(1, 2)
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _to_rows(
+    state: Float[Tensor, "batch heads head_dim state"], groups: int
+) -> Float[Tensor, "b g n r p"]:
+    """Lay a state out as the scan does, a row per number of `state`."""
+    return state.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3)
+
+
+def _from_rows(state: Float[Tensor, "b g n r p"]) -> Float[Tensor, "batch heads head_dim state"]:
+    """The reverse of `_to_rows`."""
+    return state.permute(0, 1, 3, 4, 2).flatten(1, 2)
+
+
+def _of_head(x: Float[Tensor, "b c g q r p"], r: int) -> Float[Tensor, "bcg q p"]:
+    """A view of one head of each group, for products of all chunks at once."""
+    return x[..., r, :].flatten(0, 2)
 
 
 class _Scan(torch.autograd.Function):
@@ -188,39 +196,45 @@ class _Scan(torch.autograd.Function):
         runs: Tensor | None,
         q: int,
     ) -> tuple[Tensor, Tensor]:
-        head_dim = x.shape[3]
         groups = B.shape[2]
         k = _Chunks.cut(x, dt, B, C, A, runs, q)
 
-        # 1. Within a chunk: y_t = sum_j u_j decay(j -> t) (B_j . C_t)
-        Y = k.u @ k.decay().mul_(k.BC.unsqueeze(3))  # (b, c, g, r, p, q)
+        # 1. Within a chunk: y_t = sum_j decay(j -> t) (C_t . B_j) u_j
+        Y = torch.empty_like(k.u)  # (b, c, g, q, r, p)
+        for r in range(Y.shape[4]):
+            mixing = k.decay(r).mul_(k.CB).flatten(0, 2)
+            _of_head(Y, r).copy_(mixing @ _of_head(k.u, r))
 
-        # 2. What each chunk adds to the state by its end: sum_j decay(j -> end) u_j B_j^T
-        added = k.u.mul_(k.to_end.unsqueeze(-2)).flatten(3, 4) @ k.B  # (b, c, g, r p, n)
+        # 2. What each chunk adds to the state by its end: sum_j decay(j -> end) B_j u_j^T
+        added = k.B.mT @ k.u.mul_(k.to_end).flatten(4)  # (b, c, g, n, r p)
 
         # 3. Carry the state from chunk to chunk.
-        after = added.unflatten(3, (-1, head_dim))  # (b, c, g, r, p, n)
-        state = initial_state
-        if state is not None:
-            state = state.unflatten(1, (groups, -1))
-            after[:, 0].addcmul_(state, k.through[:, 0, ..., None, None])
+        after = added.unflatten(4, (-1, x.shape[3]))  # (b, c, g, n, r, p)
+        state = None
+        if initial_state is not None:
+            state = _to_rows(initial_state, groups).contiguous()
+            after[:, 0].addcmul_(state, k.through[:, 0])
         for c in range(1, after.shape[1]):
-            after[:, c].addcmul_(after[:, c - 1], k.through[:, c, ..., None, None])
+            after[:, c].addcmul_(after[:, c - 1], k.through[:, c])
 
         # 4. From the incoming state to the outputs: y_t += decay(start -> t) S_in C_t.
-        carried = (after[:, :-1].flatten(3, 4) @ k.C[:, 1:]).view_as(Y[:, 1:])
-        Y[:, 1:].addcmul_(carried, k.from_start[:, 1:].unsqueeze(-2))
+        carried = k.u  # whose place it takes
+        for C_row, states, place in zip(k.C, after, carried, strict=True):
+            factors = C_row[1:].flatten(0, 1), states[:-1].flatten(3).flatten(0, 1)
+            torch.bmm(*factors, out=place[1:].flatten(3).flatten(0, 1))
+        Y[:, 1:].addcmul_(carried[:, 1:], k.from_start[:, 1:])
         if state is not None:
-            carried = (state.flatten(2, 3) @ k.C[:, 0]).view_as(Y[:, 0])
-            Y[:, 0].addcmul_(carried, k.from_start[:, 0].unsqueeze(-2))
+            first = (k.C[:, 0] @ state.flatten(3)).view_as(Y[:, 0])
+            Y[:, 0].addcmul_(first, k.from_start[:, 0])
 
         # 5. The skip.
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        scale = D.view(groups, -1, 1, 1)
-        torch.addcmul(Y, _view_chunked(x, q, groups), scale, out=_view_chunked(y, q, groups))
+        scale = D.view(groups, 1, -1, 1)
+        torch.addcmul(Y, _chunked(x, q, groups), scale, out=_chunked(y, q, groups))
         ctx.save_for_backward(x, dt, B, C, A, D, initial_state, runs, y, after)
         ctx.q = q
-        return y, after[:, -1].flatten(1, 2).clone()  # not a view of all chunks
+        final = _from_rows(after[:, -1]).clone(memory_format=torch.contiguous_format)
+        return y, final  # not a view of all chunks
 
     @staticmethod
     @once_differentiable
@@ -228,53 +242,52 @@ class _Scan(torch.autograd.Function):
         x, dt, B, C, A, D, initial_state, runs, y, after = ctx.saved_tensors
         groups, q = B.shape[2], ctx.q
         k = _Chunks.cut(x, dt, B, C, A, runs, q)
-        G_y = _chunked(grad, q, groups)  # (b, c, g, r, p, q)
+        G_y = _chunked(grad, q, groups).contiguous()  # (b, c, g, q, r, p)
 
         # 4. and 3. Gradients of the states between chunks, carried backwards.
-        G_carried = (G_y * k.from_start.unsqueeze(-2)).flatten(3, 4)  # (b, c, g, r p, q)
-        G_after = torch.empty_like(after).flatten(3, 4)  # (b, c, g, r p, n)
-        G_after[:, :-1] = G_carried[:, 1:] @ k.C[:, 1:].transpose(-1, -2)
-        G_after[:, -1] = grad_final.unflatten(1, (groups, -1)).flatten(2, 3)
-        G_after = G_after.view_as(after)
+        G_carried = (G_y * k.from_start).flatten(4)  # (b, c, g, q, r p)
+        G_after = torch.empty_like(after)  # (b, c, g, n, r, p)
+        G_after[:, :-1] = (k.C[:, 1:].mT @ G_carried[:, 1:]).view_as(G_after[:, 1:])
+        G_after[:, -1] = _to_rows(grad_final, groups)
         for c in range(after.shape[1] - 1, 0, -1):
-            G_after[:, c - 1].addcmul_(G_after[:, c], k.through[:, c, ..., None, None])
+            G_after[:, c - 1].addcmul_(G_after[:, c], k.through[:, c])
         G_C = torch.zeros_like(k.C)
-        G_C[:, 1:] = after[:, :-1].flatten(3, 4).transpose(-1, -2) @ G_carried[:, 1:]
+        G_C[:, 1:] = G_carried[:, 1:] @ after[:, :-1].flatten(4).mT
         G_state = None
         if initial_state is not None:
-            state = initial_state.unflatten(1, (groups, -1))
-            G_C[:, 0] = state.flatten(2, 3).transpose(-1, -2) @ G_carried[:, 0]
-            G_state = (G_carried[:, 0] @ k.C[:, 0].transpose(-1, -2)).view_as(state)
-            G_state.addcmul_(G_after[:, 0], k.through[:, 0, ..., None, None])
-            G_state = G_state.flatten(1, 2)
+            state = _to_rows(initial_state, groups).contiguous()
+            G_C[:, 0] = G_carried[:, 0] @ state.flatten(3).mT
+            G_state = (k.C[:, 0].mT @ G_carried[:, 0]).view_as(state)
+            G_state = _from_rows(G_state.addcmul_(G_after[:, 0], k.through[:, 0]))
 
         # 1. Within a chunk.
-        decay = k.decay()
-        G_mixing = (k.u.transpose(-1, -2) @ G_y).mul_(decay)
-        G_BC = G_mixing.sum(3).mul_(k.seen)
-        mixing = decay.mul_(k.BC.unsqueeze(3))
-        G_u = G_y @ mixing.transpose(-1, -2)
+        G_u, G_CB = torch.empty_like(k.u), torch.zeros_like(k.CB)
+        for r in range(G_u.shape[4]):
+            decay, G_r = k.decay(r), _of_head(G_y, r)
+            G_CB.addcmul_((G_r @ _of_head(k.u, r).mT).view_as(decay), decay)
+            mixing = decay.mul_(k.CB).flatten(0, 2)
+            _of_head(G_u, r).copy_(mixing.mT @ G_r)
+        G_CB.mul_(k.seen)
 
         # 2. Into the state.
-        to_end = k.to_end.unsqueeze(-2)
-        G_end = G_after.flatten(3, 4)
-        G_u.addcmul_((G_end @ k.B.transpose(-1, -2)).view_as(G_u), to_end)
-        G_B = k.u.mul_(to_end).flatten(3, 4).transpose(-1, -2) @ G_end
-        G_B += G_BC @ k.C.transpose(-1, -2)
-        G_C += k.B.transpose(-1, -2) @ G_BC
+        G_end = G_after.flatten(4)
+        G_u.addcmul_((k.B @ G_end).view_as(G_u), k.to_end)
+        G_B = k.u.mul_(k.to_end).flatten(4) @ G_end.mT
+        G_B += G_CB.mT @ k.C
+        G_C += G_CB @ k.B
 
         # The skip, u = dt x, and the decay.
         G_u = _joined(G_u)
         skip = (grad * x).sum(-1)
         direct = (G_u * x).sum(-1)
         G_s = _chunked((grad * y).sum(-1) - D * skip - dt * direct, q, groups)
-        G_s[..., -1] += (G_after * after).sum((-1, -2))
-        G_log = _joined(G_s.flip(-1).cumsum(-1).flip(-1))
+        G_s[..., -1, :] += (G_after * after).sum((3, 5))
+        G_log = _joined(G_s.flip(3).cumsum(3).flip(3))
         return (
             torch.addcmul(G_u.mul_(dt[..., None]), grad, D[:, None]),
             torch.addcmul(direct, G_log, A),
             G_B.transpose(2, 3).flatten(1, 2),
-            G_C.permute(0, 1, 4, 2, 3).flatten(1, 2),
+            G_C.transpose(2, 3).flatten(1, 2),
             (G_log * dt).sum((0, 1)),
             skip.sum((0, 1)),
             G_state,

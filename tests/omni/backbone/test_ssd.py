@@ -155,7 +155,8 @@ def test_strong_decay_makes_no_denormal_numbers():
     x, dt, B, C, A = (inputs[name].detach() for name in ("x", "dt", "B", "C", "A"))
     chunks = _Chunks.cut(x, dt, B, C, A, None, 32)
     assert (dt * A).cumsum(1).min() < -150  # float32 has no such power of e
-    for decay in (chunks.decay(), chunks.to_end, chunks.from_start, chunks.through):
+    within = [chunks.decay(r) for r in range(chunks.u.shape[4])]
+    for decay in (*within, chunks.to_end, chunks.from_start, chunks.through):
         assert decay.min() >= 0.99 * math.exp(LEAST_LOG)
     found, expected = (scan(**inputs)[0] for scan in (ssd_scan, ssd_reference))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
