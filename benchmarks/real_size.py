@@ -284,7 +284,7 @@ def main() -> None:
         result["conversion"] = convert(options)
     # A process of its own, so that peak memory is that of answering.
     command = [sys.executable, __file__, *sys.argv[1:], "--only-ask"]
-    answered = subprocess.run(command, check=True, capture_output=True, text=True)
+    answered = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result["answering"] = json.loads(answered.stdout.splitlines()[-1])
     if not options.keep:
         shutil.rmtree(options.folder)
