@@ -124,6 +124,23 @@ def test_packing_rows_keeps_every_token_and_the_loss(models):
     assert together == pytest.approx(np.average(alone, weights=counts), abs=1e-4)
 
 
+def test_rows_are_filled_up_to_the_longest_sample_when_it_is_longer_than_a_row(models, monkeypatch):
+    processor = EncodedProcessor(TOKENIZER, models[1].config, processor_settings())
+    rng = np.random.default_rng(4)
+    samples = [
+        processor(chat([], [text_turn(rng)], answered=True), with_labels=True) for _ in range(12)
+    ]
+    longest = max(sample.num_tokens for sample in samples)
+    others = sum(sample.num_tokens for sample in samples) - longest
+    monkeypatch.setattr("finetune.tiny.joint_pool.ROW_TOKENS", 1)
+    packed = pack_rows(samples, pad_token_id=0)
+    lengths = packed.attention_mask.sum(1)
+    assert packed.num_tokens == longest + others
+    assert lengths.max() == longest
+    # First fit: two neighbouring rows are never both at most half full.
+    assert len(lengths) <= 2 + 2 * others // longest
+
+
 def test_a_spelled_answer_reads_the_same_and_nothing_else_is_labelled(models):
     processor = EncodedProcessor(TOKENIZER, models[0].config, processor_settings())
     turn = turns_about(
