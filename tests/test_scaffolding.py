@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
 
@@ -35,9 +36,11 @@ def test_the_drawn_samples_are_those_of_the_script(tmp_path: Path) -> None:
     for name in ("ticket", "pages"):
         script[f"write_{name}"](tmp_path / f"{name}.pdf")
         assert (tmp_path / f"{name}.pdf").read_bytes() == (MEDIA / f"{name}.pdf").read_bytes()
-    # Encoders differ between versions, so clips are compared by what they show.
+    # Encoders differ between versions and numbers of cores: clips are compared by what they show.
     script["write_clip"](tmp_path / "clip.mp4")
-    assert square_centres(tmp_path / "clip.mp4") == square_centres(MEDIA / "clip.mp4")
+    assert square_centres(tmp_path / "clip.mp4") == pytest.approx(
+        square_centres(MEDIA / "clip.mp4"), abs=1
+    )
 
 
 def test_the_clip_shows_a_red_square_that_moves_to_the_right() -> None:

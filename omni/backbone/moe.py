@@ -23,6 +23,10 @@ MAX_COLUMN_TOKENS = 8
 """Most tokens whose experts are read column by column, one token at a time."""
 STRETCH_STEP = 8
 """Rows to a multiple of which an expert's stretch is filled up, at least; see `Stretches`."""
+LARGE = 2**20
+"""Numbers in a weight of an expert from which on the library of `native` multiplies many rows."""
+MANY = 128
+"""Tokens from which on it does."""
 STRETCH_SHARE = 4
 """Of a longer stretch, the multiple is 2 to the minus this of the power of 2 below its rows."""
 
@@ -99,17 +103,32 @@ class Experts(nn.Module):
         weights: Float[Tensor, "tokens chosen"],
         chosen: Int[Tensor, "tokens chosen"],
     ) -> Float[Tensor, "tokens width"]:
-        """Return the weighted sum of the chosen experts for each token.
-
-        1. Lay out the (token, expert) pairs so that each expert's tokens are neighbours.
-        2. Run each expert that has tokens on its stretch.
-        3. Weight the results and add them up per token.
-        """
+        """Return the weighted sum of the chosen experts for each token."""
         if not torch.is_grad_enabled():
             if len(x) <= MAX_COLUMN_TOKENS and self.has_columns:
                 return self._read_columns(x, weights, chosen)
             if len(x) == 1:
                 return self._step(x, weights, chosen)
+            if len(x) >= MANY and self._is_large(x):
+                from omni.backbone.native.float_experts import run_float_experts
+
+                total = run_float_experts(self, x, weights, chosen)
+                if total is not None:
+                    return total
+        return self.sorted_by_expert(x, weights, chosen)
+
+    def sorted_by_expert(
+        self,
+        x: Float[Tensor, "tokens width"],
+        weights: Float[Tensor, "tokens chosen"],
+        chosen: Int[Tensor, "tokens chosen"],
+    ) -> Float[Tensor, "tokens width"]:
+        """`forward` by PyTorch, for any number of tokens.
+
+        1. Lay out the (token, expert) pairs so that each expert's tokens are neighbours.
+        2. Run each expert that has tokens on its stretch.
+        3. Weight the results and add them up per token.
+        """
         stretches = Stretches.of(chosen, num_experts=self.up_proj.shape[0])
         rows: Tensor = _Gather.apply(x, stretches.tokens, stretches.slots)
         if torch.is_grad_enabled():
@@ -127,6 +146,15 @@ class Experts(nn.Module):
             results.to(weights.dtype), weights, stretches.tokens, stretches.slots
         )
         return total.to(x.dtype)
+
+    def _is_large(self, x: Tensor) -> bool:
+        is_plain = x.dtype == self.up_proj.dtype == torch.float32 and x.device.type == "cpu"
+        return (
+            is_plain
+            and self.up_proj[0].numel() >= LARGE
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
 
     @property
     def has_columns(self) -> bool:

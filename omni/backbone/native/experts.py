@@ -59,7 +59,7 @@ def run_experts(
     if {up.format, down.format} != {INT8}:
         return None
     kind = ACTIVATIONS.index(activation)
-    total = _call(library, up, down, kind, x, weights, chosen, few)
+    total = call_experts(library, up, down, kind, x, weights, chosen, few)
     if total is None:
         _agrees = False
     elif not _agrees:
@@ -76,7 +76,7 @@ def run_experts(
     return total
 
 
-def _call(
+def call_experts(
     library: Library,
     up: Matrix,
     down: Matrix,
@@ -84,8 +84,9 @@ def _call(
     x: Tensor,
     weights: Tensor,
     chosen: Tensor,
-    few: int,
+    few: int = 0,
 ) -> Tensor | None:
+    """Call the library; None if the processor cannot. Arguments are those of `run_experts`."""
     experts, order = chosen.flatten().sort(stable=True)
     ends = torch.bincount(experts).cumsum(0)  # up to the last one that was chosen
     tokens = order // chosen.shape[1]

@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include "experts.h"
+#include "float_experts.h"
 #include "layers.h"
 #include "rows.h"
 
@@ -59,6 +60,19 @@ void step_layer(const Layer& layer, Shared& shared, Member& me) {
     }
 }
 
+#ifdef HAS_INTEGER_PRODUCTS
+template <typename Shared>
+void run_team(const Matrix& up, const Matrix& down, Shared& team, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Member me;
+        me.rank = omp_get_thread_num();
+        me.size = omp_get_num_threads();
+        run_experts(me, up, down, team);
+    }
+}
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -97,24 +111,28 @@ void omni_product(const Matrix* matrix, const float* x, float* y, int threads) {
     }
 }
 
-// total (tokens, outputs) = the weighted sum of each token's experts, from their int8 weights.
-// Returns 0 where the processor has no products of bytes; nothing is done then.
+// total (tokens, outputs) = the weighted sum of each token's experts, from int8 weights or from rows
+// of floats. Returns 0 where the processor cannot, or experts are too small; nothing is done then.
 int omni_experts(const Matrix* up, const Matrix* down, const ExpertRows* routed, const float* x,
                  float* total, int threads) {
 #ifdef HAS_INTEGER_PRODUCTS
     int64_t most = 0;
     for (int64_t e = 0, start = 0; e < routed->num_experts; start = routed->ends[e++])
         most = std::max(most, routed->ends[e] - start);
+    if (up->format == FLOAT_ROWS) {
+        threads = threads_for(*up, *down, threads);
+        if (threads == 0) return 0;
+        FloatTeam team{*routed, x, total, {}, {}, {}};
+        team.inputs.make_room(most, up->num_inputs);
+        team.hidden.make_room(most, up->num_outputs);
+        team.results.make_room(most, down->num_outputs);
+        run_team(*up, *down, team, threads);
+        return 1;
+    }
     Team team{*routed, x, total, {}, {}, std::vector<float>(most * up->num_outputs)};
     team.inputs.make_room(routed->num_tokens, up->num_inputs);
     team.middle.make_room(most, down->num_inputs);
-#pragma omp parallel num_threads(threads)
-    {
-        Member me;
-        me.rank = omp_get_thread_num();
-        me.size = omp_get_num_threads();
-        run_experts(me, *up, *down, team);
-    }
+    run_team(*up, *down, team, threads);
     return 1;
 #else
     return 0;
