@@ -110,6 +110,7 @@ class Experts(nn.Module):
             if len(x) == 1:
                 return self._step(x, weights, chosen)
             if len(x) >= MANY and self._is_large(x):
+                # Not above: the library's tables describe this class.
                 from omni.backbone.native.float_experts import run_float_experts
 
                 total = run_float_experts(self, x, weights, chosen)
@@ -148,9 +149,11 @@ class Experts(nn.Module):
         return total.to(x.dtype)
 
     def _is_large(self, x: Tensor) -> bool:
+        """Whether an expert is large enough for the library, and its weights are plain floats."""
         is_plain = x.dtype == self.up_proj.dtype == torch.float32 and x.device.type == "cpu"
         return (
             is_plain
+            and {"up_proj", "down_proj"} <= self._parameters.keys()  # not made by an adapter
             and self.up_proj[0].numel() >= LARGE
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()

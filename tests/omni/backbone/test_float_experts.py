@@ -139,6 +139,22 @@ def test_gradients_half_precision_and_autocast_are_left_to_pytorch(calls):
     assert not calls
 
 
+def test_weights_that_an_adapter_makes_are_left_to_pytorch(calls):
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer = build()
+    x, (weights, chosen) = torch.randn(40, 72), route(40, 5)
+    before = layer.down_proj.clone()
+    torch.nn.utils.parametrize.register_parametrization(layer, "down_proj", Doubled())
+    adapted = layer(x, weights, chosen)
+    assert not calls
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "down_proj", leave_parametrized=False)
+    assert torch.equal(layer.down_proj, before)
+    torch.testing.assert_close(adapted, 2 * layer(x, weights, chosen), rtol=1e-4, atol=1e-4)
+
+
 def test_without_the_library_pytorch_multiplies(monkeypatch):
     def unavailable(cls, wait_s=0):
         raise UnavailableError("not here")
