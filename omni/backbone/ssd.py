@@ -135,7 +135,7 @@ class _Chunks:
         )
 
     def decay(self, r: int) -> Float[Tensor, "b c g q q"]:
-        """[t, j] of a head, exp(s_t - s_j); 1 where t is before j, which might overflow."""
+        """[t, j] of a head, exp(s_t - s_j); where t is before j, 1, which `CB` hides."""
         s = self.s[:, :, :, r]
         return (s[..., :, None] - s[..., None, :]).clamp_(LEAST_LOG, 0).exp_()
 

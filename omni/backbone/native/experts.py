@@ -86,7 +86,18 @@ def call_experts(
     chosen: Tensor,
     few: int = 0,
 ) -> Tensor | None:
-    """Call the library; None if the processor cannot. Arguments are those of `run_experts`."""
+    """Call the library with tables of both layers; None if it cannot run them here.
+
+    Args:
+        library: The library.
+        up: All first layers.
+        down: All second layers.
+        activation: Between them, as an index of `ACTIVATIONS`.
+        x: Inputs.
+        weights: What each chosen expert counts.
+        chosen: Experts of each token.
+        few: As in `run_experts`; float weights do not need it.
+    """
     experts, order = chosen.flatten().sort(stable=True)
     ends = torch.bincount(experts).cumsum(0)  # up to the last one that was chosen
     tokens = order // chosen.shape[1]
