@@ -1,8 +1,29 @@
-"""A process that has not looked for the library of native steps yet, and will find no compiler."""
+"""What tests of the native library ask of the machine, and a process that has not looked for it."""
+
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from omni.backbone.native import library
+
+_COMPILER = os.environ.get("CXX") or "g++"
+HAS_COMPILER = shutil.which(_COMPILER) is not None
+needs_compiler = pytest.mark.skipif(
+    not HAS_COMPILER,
+    reason=f"NO C++ COMPILER {_COMPILER!r}: THE NATIVE LIBRARY IS NOT TESTED. Install g++.",
+)
+
+
+def _multiplies_bytes() -> bool:
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "avx512_vnni" in flags.read_text()
+
+
+needs_products = pytest.mark.skipif(
+    not _multiplies_bytes(), reason="no AVX-512 VNNI: experts are multiplied by PyTorch"
+)
 
 
 def forget_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,5 @@
 """Large float32 experts of many rows: the library gives what PyTorch gives."""
 
-import os
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,19 +8,9 @@ from omni.backbone.moe import Experts
 from omni.backbone.native import float_experts
 from omni.backbone.native.library import Library, UnavailableError
 from tests.support.backbone import tiny_config
+from tests.support.native import needs_compiler, needs_products
 
-COMPILER = os.environ.get("CXX") or "g++"
-CPUINFO = Path("/proc/cpuinfo")
-pytestmark = [
-    pytest.mark.skipif(
-        shutil.which(COMPILER) is None,
-        reason=f"NO C++ COMPILER {COMPILER!r}: NATIVE PRODUCTS ARE NOT TESTED. Install g++.",
-    ),
-    pytest.mark.skipif(
-        not (CPUINFO.is_file() and "avx512_vnni" in CPUINFO.read_text()),
-        reason="no AVX-512 VNNI: experts are multiplied by PyTorch",
-    ),
-]
+pytestmark = [needs_compiler, needs_products]
 
 
 @pytest.fixture(autouse=True)

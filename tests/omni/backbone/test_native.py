@@ -1,8 +1,6 @@
 """Native steps are PyTorch's steps, whatever the decoder; what they cannot take, PyTorch does."""
 
 import copy
-import os
-import shutil
 import stat
 import threading
 
@@ -15,13 +13,7 @@ from omni.backbone.native.library import Library, UnavailableError
 from omni.quantization import QuantizationConfig, quantize_weights
 from omni.quantization.modules import QuantizedExperts, QuantizedLinear, QuantizedWeight
 from tests.support.backbone import tiny_model
-from tests.support.native import forget_library
-
-COMPILER = os.environ.get("CXX") or "g++"
-needs_compiler = pytest.mark.skipif(
-    shutil.which(COMPILER) is None,
-    reason=f"NO C++ COMPILER {COMPILER!r}: NATIVE STEPS ARE NOT TESTED. Install g++.",
-)
+from tests.support.native import HAS_COMPILER, forget_library, needs_compiler
 
 # Widths that the kernels of int8 and int4 read: multiples of 16 and of a group.
 READABLE = {
@@ -89,7 +81,7 @@ def assert_native(model):
 @pytest.fixture(autouse=True, scope="module")
 def built():
     """The library, built before the first test that needs it, however busy the machine."""
-    return Library.get() if shutil.which(COMPILER) else None
+    return Library.get() if HAS_COMPILER else None
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Products of int8 rows by the library are PyTorch's: the same integers, rounded the same way."""
 
 import dataclasses
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,23 +12,9 @@ from omni.quantization import formats
 from omni.quantization.formats import linear_int8, quantize_int8, quantize_rows
 from omni.quantization.modules import QuantizedExperts, QuantizedLinear, choose_format
 from tests.support.backbone import tiny_config
+from tests.support.native import needs_compiler, needs_products
 
-COMPILER = os.environ.get("CXX") or "g++"
-pytestmark = pytest.mark.skipif(
-    shutil.which(COMPILER) is None,
-    reason=f"NO C++ COMPILER {COMPILER!r}: NATIVE PRODUCTS ARE NOT TESTED. Install g++.",
-)
-
-
-def multiplies_bytes():
-    """Whether this processor has the products that experts need (AVX-512 VNNI)."""
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "avx512_vnni" in flags.read_text()
-
-
-needs_products = pytest.mark.skipif(
-    not multiplies_bytes(), reason="no AVX-512 VNNI: experts are multiplied by PyTorch"
-)
+pytestmark = needs_compiler
 
 
 @pytest.fixture(autouse=True)
