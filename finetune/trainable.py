@@ -11,8 +11,10 @@ from torch import nn
 from finetune.presets import Targets, find_targets, lora_config
 from finetune.settings import FinetuneSettings
 from omni.budget import readable_bytes
+from omni.errors import RequestError
 from omni.footprint import training_bytes
 from omni.model import OmniModel
+from omni.quantization.recipe import is_quantized
 
 ADAM_BYTES = 8  # two float32 moments for each trained value
 HALF_BYTES = 2  # of an activation in mixed precision
@@ -110,8 +112,13 @@ def make_trainable(
         to tell the user.
 
     Raises:
-        RequestError: The preset does not fit the model.
+        RequestError: The preset does not fit the model, or the model is quantised.
     """
+    if is_quantized(model):
+        raise RequestError(
+            "This model has int8 or int4 weights, which are not trained. Fine-tune the model that "
+            "it was quantised from, then `omni merge` and `omni quantize` the result."
+        )
     targets = find_targets(model, settings.preset, train_router=settings.train_router)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     model.requires_grad_(False)

@@ -9,11 +9,11 @@ matrices in one call, a matrix per thread at a time, at the rate of the memory (
 Letters: e matrices in the stack, n outputs, k inputs, p pairs of a row and a matrix.
 """
 
-from functools import lru_cache
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from omni.backbone.kept import keep_tensors
 
 MAX_COLUMN = 512
 """Longest column, in numbers: the sums of one must stay in the processor's registers."""
@@ -50,7 +50,7 @@ def multiply_chosen(
     """Return `stack[chosen[i]] @ x[i]` for each row i; the stack lies in columns."""
     _, n, k = stack.shape
     columns = stack.transpose(1, 2).view(-1, n)  # column j of matrix e is row e k + j
-    first, starts = _counts(len(x), k)
+    first, starts = _counts(len(x), k, x.device)
     which = torch.add(first, chosen[:, None], alpha=k)  # (p, k)
     y: Tensor = torch.embedding_bag(
         columns, which.view(-1), starts, mode=SUM, per_sample_weights=x.reshape(-1)
@@ -58,8 +58,7 @@ def multiply_chosen(
     return y
 
 
-@lru_cache(maxsize=64)
-def _counts(rows: int, k: int) -> tuple[Tensor, Tensor]:
+@keep_tensors
+def _counts(rows: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The numbers 0 to k - 1, and where each of `rows` bags of k columns starts."""
-    with torch.inference_mode(False):
-        return torch.arange(k), torch.arange(0, rows * k, k)
+    return torch.arange(k, device=device), torch.arange(0, rows * k, k, device=device)

@@ -1,7 +1,6 @@
 """Small layers shared by the mixers: normalisation, the plain MLP, activations."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from omni.backbone.kept import keep_tensors
 from omni.backbone.products import Linear
 from omni.errors import ConfigError
 
@@ -83,16 +83,14 @@ def rms_norm(x: Float[Tensor, "*batch channels"], eps: float) -> Float[Tensor, "
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """(*batch, 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.addcmul(
-        _scalar(eps, x.dtype, x.device), norm, norm, value=1 / x.shape[-1]
-    ).rsqrt_()
+    [least] = _scalar(eps, x.dtype, x.device)
+    return torch.addcmul(least, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
-@lru_cache(maxsize=64)
-def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of one number, kept: in a decoding step, making it takes as long as using it."""
-    with torch.inference_mode(False):
-        return torch.scalar_tensor(value, dtype=dtype, device=device)
+@keep_tensors
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor]:
+    """A tensor of one number."""
+    return (torch.scalar_tensor(value, dtype=dtype, device=device),)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -105,6 +105,8 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "tokens width"]:
         """Return the weighted sum of the chosen experts for each token."""
         if not torch.is_grad_enabled():
+            if not len(x):
+                return torch.zeros_like(x)
             if len(x) <= MAX_COLUMN_TOKENS and self.has_columns:
                 return self._read_columns(x, weights, chosen)
             if len(x) == 1:

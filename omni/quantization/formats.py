@@ -205,6 +205,12 @@ def is_readable(weight: Tensor) -> bool:
     return weight.data_ptr() % 16 == 0 and (is_int4 or weight.shape[-1] % 16 == 0)
 
 
+def few_rows(x: Float[Tensor, "m k"]) -> BFloat16[Tensor, "m k"]:
+    """Rows as PyTorch's weight-only kernels read them: adjacent, from a multiple of 16 on."""
+    rows = x.bfloat16().contiguous()
+    return rows if rows.data_ptr() % 16 == 0 else rows.clone()
+
+
 def weight_only_int8(
     x: BFloat16[Tensor, "m k"], weight: Tensor, scale: Tensor
 ) -> BFloat16[Tensor, "m n"]:
@@ -238,7 +244,7 @@ def linear_int8(
             the products for about 16 bits, where a few large values would drown the others.
     """
     if len(x) <= WEIGHT_ONLY_ROWS[8] and is_readable(weight):
-        return weight_only_int8(x.bfloat16(), weight, scale).float()
+        return weight_only_int8(few_rows(x), weight, scale).float()
     return _in_stretches(x, weight.t(), scale.float(), two_steps=two_steps)
 
 
@@ -247,7 +253,7 @@ def linear_int4(
 ) -> Float[Tensor, "m n"]:
     """Multiply rows with an int4 weight (N padded, K)."""
     if len(x) <= WEIGHT_ONLY_ROWS[4] and is_readable(weight):
-        return weight_only_int4(x.bfloat16(), weight, scale, scales).float()
+        return weight_only_int4(few_rows(x), weight, scale, scales).float()
     return _in_stretches(x, unpack_int4(weight, scale, scales), scale)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from omni.backbone.native import table
 from omni.backbone.native.experts import run_experts
 from omni.backbone.native.watch import UnknownError, Watch
+from omni.errors import RequestError
 from omni.quantization.formats import (
     BLOCK,
     GROUP_SIZES,
@@ -22,6 +23,7 @@ from omni.quantization.formats import (
     dequantize_int4,
     dequantize_int8,
     few_arguments_int4,
+    few_rows,
     integer_product,
     is_readable,
     linear_int4,
@@ -30,6 +32,11 @@ from omni.quantization.formats import (
     quantize_int8,
     quantize_rows,
     unpack_int4,
+)
+
+NOT_TRAINED = (
+    "Layers with int8 or int4 weights pass no gradients on. Train the model in its float weights, "
+    "and quantise it afterwards."
 )
 
 
@@ -175,6 +182,25 @@ class QuantizedWeight(nn.Module):
         return self
 
 
+class _NotTrained(torch.autograd.Function):
+    """Gives a result that was computed without gradients, and refuses to pass one on."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *inputs: Tensor) -> Tensor:
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RequestError(NOT_TRAINED)
+
+
+def _refuse_gradient(y: Tensor, *inputs: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        refusing: Tensor = _NotTrained.apply(y, *inputs)
+        return refusing
+    return y
+
+
 class QuantizedLinear(QuantizedWeight):
     """A linear layer with an int8 or int4 weight; inference only, on a CPU.
 
@@ -190,13 +216,17 @@ class QuantizedLinear(QuantizedWeight):
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
-        """Apply the layer; the result has the dtype of `x`."""
+        """Apply the layer; the result has the dtype of `x`, and no gradient can pass."""
+        return _refuse_gradient(self._multiply_rows(x), x)
+
+    @torch.no_grad()
+    def _multiply_rows(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         few = len(rows) <= WEIGHT_ONLY_ROWS[self.form.bits] and is_readable(self.weight)
-        y = self.multiply_few(rows.bfloat16()) if few else self.multiply(rows.float())
+        y = self.multiply_few(few_rows(rows)) if few else self.multiply(rows.float())
         if self.bias is not None:
             y = y + self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -224,7 +254,12 @@ class QuantizedExperts(nn.Module):
         weights: Float[Tensor, "tokens chosen"],
         chosen: Int[Tensor, "tokens chosen"],
     ) -> Float[Tensor, "tokens width"]:
-        """Return the weighted sum of the chosen experts for each token."""
+        """Return the weighted sum of the chosen experts for each token; no gradient can pass."""
+        return _refuse_gradient(self._run(x, weights, chosen), x, weights)
+
+    @torch.no_grad()
+    def _run(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """`forward`."""
         readable = is_readable(self.up_proj.weight) and is_readable(self.down_proj.weight)
         if len(x) == 1 and readable:
             return self._step(x, weights, chosen)
@@ -236,7 +271,7 @@ class QuantizedExperts(nn.Module):
             total = run_experts(
                 lambda: _read_experts(self, Watch()),
                 self.activation,
-                *(x.detach(), weights.detach(), chosen),
+                *(x, weights, chosen),
                 WEIGHT_ONLY_ROWS[8],
                 by_pytorch,
             )
@@ -282,7 +317,7 @@ class QuantizedExperts(nn.Module):
     def _step(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`forward` of a single token, in the fewest operations; arguments are as there."""
         experts = chosen[0].tolist()
-        up, down, row = self.up_proj, self.down_proj, x.bfloat16()
+        up, down, row = self.up_proj, self.down_proj, few_rows(x)
         hidden = torch.cat([up.multiply_few(row, expert) for expert in experts])
         # In bfloat16: it would be rounded to that once in any case.
         active = self.activation(hidden).split(1)

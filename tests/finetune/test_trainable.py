@@ -11,6 +11,7 @@ from finetune.trainable import make_trainable, trained_parameters
 from omni.errors import RequestError
 from omni.model import OmniModel
 from omni.presets import nano_omni_30b_a3b
+from omni.quantization import QuantizationConfig, quantize_weights
 from tests.support import tiny_omni
 
 OFFICIAL_TRAINED = 55_422_976  # rank 64 on Mamba-2, attention and shared experts
@@ -132,3 +133,10 @@ def test_recomputing_layers_takes_less_memory_and_half_the_tokens_take_half():
     assert activations(max_length=4096, gradient_checkpointing=True) < whole
     assert activations(max_length=2048) == pytest.approx(whole / 2, rel=0.01)
     assert activations(max_length=4096, mixed_precision="bf16") < whole
+
+
+@pytest.mark.parametrize("preset", ["projectors", "full", "lora-attention"])
+def test_a_quantised_model_is_refused(preset: str) -> None:
+    model = quantize_weights(tiny_omni.omni_model(), QuantizationConfig(bits=8))
+    with pytest.raises(RequestError, match="int8 or int4 weights, which are not trained"):
+        make_trainable(model, FinetuneSettings(preset=preset))

@@ -64,6 +64,8 @@ def run_experts(
         _agrees = False
     elif not _agrees:
         expected = reference()
+        if not expected.isfinite().all():
+            return expected  # which proves nothing
         error = ((total - expected).norm() / expected.norm().clamp(min=1e-30)).item()
         _agrees = error <= TOLERANCE  # NaN is not
         if not _agrees:

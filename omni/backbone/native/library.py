@@ -174,7 +174,12 @@ def _processor() -> str:
 def _private_folder() -> Path:
     """The cache folder. What lies there is run, so nobody else may write to it."""
     base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(base) if base else Path.home() / ".cache"
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:
+        raise UnavailableError(
+            "this user has no home folder to keep the library in. Set HOME or XDG_CACHE_HOME."
+        ) from None
     folder = folder / "omni-toolkit" / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_owner(folder)

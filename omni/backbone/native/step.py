@@ -97,6 +97,8 @@ class NativeStep:
         with self._lock:
             try:
                 decoder = self._decoder_of(model, cache)
+                if hidden.shape[-1] != decoder.hidden_size:
+                    return None  # PyTorch says what is wrong
                 if not self._is_proven:
                     return self._prove(decoder, hidden, cache, eager)
                 decoder.enter(cache.layers)
@@ -123,14 +125,17 @@ class NativeStep:
                 self._head = Head(head)
             except UnknownError as reason:
                 self.reason = str(reason)
-        if self._head is None:
+        if self._head is None or hidden.shape[-1] != self._head.num_inputs:
             return None
         hidden = hidden.contiguous()
-        scores = torch.empty(1, 1, self._head.num_outputs)
+        scores = hidden.new_empty(1, 1, self._head.num_outputs)
         threads = min(torch.get_num_threads(), self._head.num_threads)
         self._library.product(self._head.address, hidden.data_ptr(), scores.data_ptr(), threads)
         if not self._is_head_proven:
-            self._is_head_proven = self._agrees(scores, head(hidden).float(), ROUNDED_TOLERANCE)
+            expected = head(hidden).float()
+            if not expected.isfinite().all():
+                return expected
+            self._is_head_proven = self._agrees(scores, expected, ROUNDED_TOLERANCE)
             return scores if self._is_head_proven else None
         return scores
 
@@ -143,7 +148,7 @@ class NativeStep:
         if self._library is None:
             self._library = Library.get(WAIT_S)
         self._decoder, self._is_proven = None, False
-        self._decoder = Decoder(model.layers, model.norm_f, type(model).block_type)
+        self._decoder = Decoder(model, type(model).block_type)
         self.reason = ""
         return self._decoder
 
@@ -158,19 +163,25 @@ class NativeStep:
     def _prove(
         self, decoder: Decoder, hidden: Tensor, cache: HybridCache, eager: Callable[[], Tensor]
     ) -> Tensor | None:
-        """Take the first step with a table, and once more by PyTorch from the same state."""
+        """Take the first step with a table by PyTorch, and once more from the same state.
+
+        PyTorch first: it refuses shapes that do not fit together, which the library would not see.
+        """
+        decoder.check(cache.layers)
         before = cache.snapshot()
-        decoder.enter(cache.layers)
-        found = self._run(decoder, hidden)
+        expected = eager()
+        if not expected.isfinite().all():
+            return expected  # which proves nothing
         after = cache.snapshot()
         cache.restore(before)
+        decoder.enter(cache.layers)
+        found = self._run(decoder, hidden)
         tolerance = ROUNDED_TOLERANCE if decoder.rounds else TOLERANCE
-        expected = eager()
         self._is_proven = self._agrees(found, expected, tolerance)
-        if not self._is_proven:
-            return expected
+        if self._is_proven:
+            return found
         cache.restore(after)
-        return found
+        return expected
 
     def _agrees(self, found: Tensor, expected: Tensor, tolerance: float) -> bool:
         error = ((found - expected).norm() / expected.norm()).item()

@@ -284,17 +284,17 @@ class Decoder:
     """The table of a decoder without its head.
 
     Args:
-        layers: Its blocks, a module list.
-        norm: The last norm.
+        model: Its owner, with the blocks in `layers`, a module list, and the last norm in `norm_f`.
         block_type: Type of the blocks.
 
     Raises:
         UnknownError: The library cannot run it.
     """
 
-    def __init__(self, layers: nn.Module, norm: nn.Module, block_type: type) -> None:
+    def __init__(self, model: nn.Module, block_type: type) -> None:
         self.watch = Watch()
         self._mixers: list[Any] = []
+        layers, norm = self.watch.children(model, "layers", "norm_f")
         self.watch.module(layers, nn.ModuleList)
         blocks = list(layers.children())
         self._layers = (LayerTable * len(blocks))()
@@ -302,9 +302,10 @@ class Decoder:
             self._describe(block, layer, block_type)
         self.watch.module(norm, RMSNorm)
         assert isinstance(norm, RMSNorm)
+        self.hidden_size = norm.weight.shape[0]
         self._table = DecoderTable(
             num_layers=len(blocks),
-            hidden_size=norm.weight.shape[0],
+            hidden_size=self.hidden_size,
             layers=ctypes.addressof(self._layers),
             norm=self.watch.floats(norm, "weight"),
             eps=self.watch.settings(norm, "eps"),
@@ -333,24 +334,33 @@ class Decoder:
             matrix.format in (INT8, INT4) for mixer in self._mixers for matrix in _parts(mixer)
         )
 
+    def check(self, states: list[LayerState]) -> None:
+        """Look at the states of a cache, which stays as it is.
+
+        Raises:
+            UnknownError: They do not lie as the library reads them.
+        """
+        if len(states) != len(self._mixers):
+            raise UnknownError(f"the cache is of {len(states)} layers, not {len(self._mixers)}")
+        for mixer, state in zip(self._mixers, states, strict=True):
+            if isinstance(state, MambaState):
+                _enter_mamba(mixer, state)
+            elif isinstance(state, KeyValueState):
+                _check_keys(mixer, state)
+
     def enter(self, states: list[LayerState]) -> None:
         """Point to the states of a cache and make room in it for one more position.
 
         Raises:
             UnknownError: They do not lie as the library reads them; the cache is as it was.
         """
-        growing = []
+        self.check(states)
         for mixer, state in zip(self._mixers, states, strict=True):
-            if isinstance(state, MambaState):
-                _enter_mamba(mixer, state)
-            elif isinstance(state, KeyValueState):
-                _check_keys(mixer, state)
-                growing.append((mixer, state))
-        for mixer, state in growing:  # when all have been looked at
-            mixer.length = state.keys.length
-            keys, values = state.make_room()
-            mixer.keys, mixer.values = keys.data_ptr(), values.data_ptr()
-            mixer.capacity = keys.shape[2]
+            if isinstance(state, KeyValueState):
+                mixer.length = state.keys.length
+                keys, values = state.make_room()
+                mixer.keys, mixer.values = keys.data_ptr(), values.data_ptr()
+                mixer.capacity = keys.shape[2]
 
 
 def _parts(mixer: ctypes.Structure) -> list[Matrix]:
@@ -412,7 +422,7 @@ class Head:
     def __init__(self, head: nn.Module) -> None:
         self.watch = Watch()
         self._table = describe_linear(head, self.watch)
-        self.num_outputs = self._table.num_outputs
+        self.num_outputs, self.num_inputs = self._table.num_outputs, self._table.num_inputs
         self.num_threads = _threads_for(_size(self._table))
         self.address = ctypes.addressof(self._table)
         self.watch.refuse_hooks()

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+_OF_ALL_MODULES = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
 class UnknownError(Exception):
@@ -20,10 +23,12 @@ class Watch:
     """What a table was made from, and whether it is still so."""
 
     def __init__(self) -> None:
-        self._children: list[tuple[dict[str, Any], str, nn.Module]] = []
+        self._children: list[tuple[dict[str, Any], str, nn.Module | None]] = []
+        self._counts: list[tuple[dict[str, Any], int]] = []
         self._tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        self._absent: list[tuple[dict[str, Any], str]] = []
         self._settings: list[tuple[Callable[[Any], Any], nn.Module, Any]] = []
-        self._hooks: list[Any] = []
+        self._hooks: list[Any] = [*_OF_ALL_MODULES]
         self._own: list[dict[str, Any]] = []
 
     def module(self, module: nn.Module, *types: type) -> None:
@@ -34,13 +39,16 @@ class Watch:
         """
         if type(module) not in types:
             raise UnknownError(f"{type(module).__name__} is not known to the library")
-        self._children += [
-            (module._modules, name, child)
-            for name, child in module._modules.items()
-            if child is not None
-        ]
+        self.children(module, *module._modules)
+        self._counts.append((module._modules, len(module._modules)))
         self._hooks += [module._forward_hooks, module._forward_pre_hooks]
         self._own.append(module.__dict__)
+
+    def children(self, module: nn.Module, *names: str) -> list[Any]:
+        """Modules that belong to another."""
+        own = module._modules
+        self._children += [(own, name, own[name]) for name in names]
+        return [own[name] for name in names]
 
     def settings(self, module: nn.Module, *names: str) -> Any:
         """Values of settings of a module, one or a tuple of them."""
@@ -68,7 +76,10 @@ class Watch:
 
     def floats_or_none(self, module: nn.Module, name: str) -> int | None:
         """`floats`, where a layer may have none."""
-        return None if getattr(module, name) is None else self.floats(module, name)
+        if getattr(module, name) is not None:
+            return self.floats(module, name)
+        self._absent.append((module._parameters, name))
+        return None
 
     def refuse_hooks(self) -> None:
         """Raise `UnknownError` if anybody hooked into one of the modules."""
@@ -80,6 +91,8 @@ class Watch:
         return (
             not any(self._hooks)
             and all(owner.get(name) is child for owner, name, child in self._children)
+            and all(len(owner) == count for owner, count in self._counts)
+            and all(owner.get(name) is None for owner, name in self._absent)
             and all(
                 owner.get(name) is tensor and tensor.data_ptr() == address
                 for owner, name, tensor, address in self._tensors

@@ -66,6 +66,13 @@ def test_a_single_token_equals_itself_among_others():
     torch.testing.assert_close(torch.cat(alone), together)
 
 
+@pytest.mark.parametrize("has_grad", [False, True])
+@pytest.mark.parametrize("shape", [(2, 0, 16), (0, 3, 16)])
+def test_no_tokens_are_no_results(has_grad, shape):
+    with torch.set_grad_enabled(has_grad):
+        assert build(MoE)(torch.zeros(shape)).shape == shape
+
+
 def test_experts_that_nobody_chose_are_not_computed():
     experts = build(Experts)
     with torch.no_grad():

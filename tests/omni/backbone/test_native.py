@@ -6,12 +6,18 @@ import threading
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from omni.backbone.moe import lay_columns
 from omni.backbone.native import library, table
 from omni.backbone.native.library import Library, UnavailableError
 from omni.quantization import QuantizationConfig, quantize_weights
-from omni.quantization.modules import QuantizedExperts, QuantizedLinear, QuantizedWeight
+from omni.quantization.modules import (
+    QuantizedExperts,
+    QuantizedLinear,
+    QuantizedWeight,
+    choose_format,
+)
 from tests.support.backbone import tiny_model
 from tests.support.native import HAS_COMPILER, forget_library, needs_compiler
 
@@ -271,17 +277,28 @@ def test_rows_of_a_batch_padding_and_prompts_are_left_to_pytorch():
 # ------------------------------------------------------------------------- models that change
 
 
+def scaled(module):
+    """A copy with other weights."""
+    copied = copy.deepcopy(module)
+    for weight in copied.parameters():
+        weight.mul_(1.5)
+    return copied
+
+
 @needs_compiler
 def test_weights_that_are_written_to_moved_or_replaced_are_those_of_the_next_step():
     model = build()
     prompt, ids = ids_of(model, length=3)
     run(model, prompt, ids)
-    attention = model.model.layers[2].mixer
+    attention = model.model.layers[2].mixer  # until the layers are replaced, below
     changes = [
         lambda: attention.o_proj.weight.mul_(2),
         lambda: setattr(attention.o_proj.weight, "data", attention.o_proj.weight * 2),
         lambda: setattr(model.model.layers[1].mixer.gate, "num_experts_per_tok", 3),
-        lambda: setattr(model.model, "norm_f", copy.deepcopy(model.model.norm_f)),
+        lambda: setattr(model.model, "norm_f", scaled(model.model.norm_f)),
+        lambda: setattr(model.model, "layers", scaled(model.model.layers)),
+        lambda: setattr(attention.o_proj, "bias", torch.nn.Parameter(torch.ones(64))),
+        lambda: setattr(model.lm_head, "bias", torch.nn.Parameter(torch.ones(40))),
         lambda: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight * 3)),
         lambda: lay_columns(model),
     ]
@@ -309,6 +326,12 @@ def test_hooks_are_called_though_they_came_between_two_steps():
     run(model, prompt, ids)
     assert len(seen) == 10
     head.remove()
+    everywhere = register_module_forward_hook(lambda *_: seen.append(1))
+    try:
+        assert errors(run(model, prompt, ids), expected).max() < FLOAT_ERROR
+        assert len(seen) > 10 + 5 * len(model.model.layers)
+    finally:
+        everywhere.remove()
 
 
 @needs_compiler
@@ -333,6 +356,63 @@ def test_other_types_are_left_to_pytorch(dtype):
     prompt, ids = ids_of(model, length=3)
     assert torch.equal(run(model, prompt, ids), run(model, prompt, ids, native=False))
     assert not model.model.native.is_in_use
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_default_type_changes_nothing(dtype):
+    model = build()
+    prompt, ids = ids_of(model, length=3)
+    expected = run(model, prompt, ids)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(run(model, prompt, ids), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [16, 128])
+@torch.no_grad()
+def test_embeddings_of_another_width_are_an_error_at_the_first_and_at_later_steps(width):
+    model = build()
+    prompt, ids = ids_of(model, length=3)
+    for _ in range(2):
+        cache = model.new_cache()
+        model(prompt, cache=cache)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            model.model(inputs_embeds=torch.zeros(1, 1, width), cache=cache)
+        run(model, prompt, ids)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_first_step_that_is_not_finite_proves_nothing():
+    model = build()
+    prompt, ids = ids_of(model, length=3)
+    cache = model.new_cache()
+    model(prompt, cache=cache)
+    odd = model.model(inputs_embeds=torch.full((1, 1, 64), torch.nan), cache=cache)
+    assert odd.last_hidden_state.isnan().all()
+    assert not model.model.native.is_in_use
+    run(model, prompt, ids)
+    assert_native(model)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_large_sums_of_one_sign_do_not_overflow(kind):
+    width = 2688
+    layer = torch.nn.Linear(width, 16, bias=False)
+    layer.weight.data.fill_(1)
+    form = choose_format(int(kind.removeprefix("int")), width)
+    quantised = QuantizedLinear(form, layer)
+    quantised.load(layer.weight)
+    y, x = torch.empty(16), torch.full((1, width), 2.0)
+    head = table.Head(quantised)
+    Library.get().product(head.address, x.data_ptr(), y.data_ptr(), 1)
+    torch.testing.assert_close(y, torch.full((16,), 2.0 * width), rtol=1e-2, atol=0)
 
 
 @needs_compiler
@@ -509,4 +589,17 @@ def test_a_folder_that_cannot_be_made_leaves_steps_to_pytorch(monkeypatch, tmp_p
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UnavailableError, match="cannot be built or kept"):
+        Library.get()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    forget_library(monkeypatch)
+    monkeypatch.setattr(library, "command", lambda: ["/bin/sh"])
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(library.Path, "home", no_home)
+    with pytest.raises(UnavailableError, match="Set HOME or XDG_CACHE_HOME"):
         Library.get()

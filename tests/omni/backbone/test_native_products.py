@@ -183,6 +183,16 @@ def test_a_number_that_is_not_finite_stays_visible_in_experts(count, activation)
     assert found.isnan().all(1).nonzero().flatten().tolist() == [1, 2]
 
 
+@needs_products
+def test_a_first_result_that_is_not_finite_proves_nothing(library):
+    layer = build_experts()
+    x, (weights, chosen) = torch.randn(12, 72), route(12, 5)
+    assert layer(x * torch.nan, weights, chosen).isnan().all()
+    assert experts._agrees is None
+    layer(x, weights, chosen)
+    assert experts._agrees
+
+
 def test_weights_that_lie_otherwise_are_left_to_pytorch():
     layer = build_experts()
     x, (weights, chosen) = torch.randn(40, 72), route(40, 5)

@@ -78,6 +78,39 @@ def test_one_token_is_what_it_is_among_few(bits):
     assert (among - alone).norm() <= 0.02 * alone.norm()  # activations in 8 bits, or in 16
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 2, 40])
+@torch.no_grad()
+def test_inputs_may_lie_anyhow_and_be_empty(bits, dtype, rows):
+    layer = nn.Linear(64, 96)
+    quantised = QuantizedLinear(choose_format(bits, 64), layer)
+    quantised.load(layer.weight)
+    x = torch.randn(rows, 64, dtype=dtype)
+    expected = quantised(x)
+    assert expected.shape == (rows, 96)
+    shifted = torch.empty(64 * rows + 1, dtype=dtype)[1:].view(rows, 64).copy_(x)
+    for odd in (x.t().contiguous().t(), torch.cat([x, x], dim=1)[:, :64], shifted):
+        assert torch.equal(quantised(odd), expected)
+    assert quantised(torch.empty(2, 0, 64, dtype=dtype)).shape == (2, 0, 96)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("tokens", [1, 3, 150])
+def test_gradients_are_refused_and_not_lost(bits, tokens):
+    _, quantised = experts_of(bits)
+    linear = nn.Linear(64, 64)
+    layer = QuantizedLinear(choose_format(bits, 64), linear)
+    layer.load(linear.weight)
+    x = torch.randn(tokens, 64, requires_grad=True)
+    weights, chosen = torch.rand(tokens, 2), torch.randint(8, (tokens, 2))
+    for y in (layer(x), quantised(x, weights, chosen)):
+        with pytest.raises(RequestError, match="pass no gradients"):
+            y.sum().backward()
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+
+
 def test_what_is_sensitive_stays_as_it_is(model):
     new = quantized(model, bits=4)
     kinds = {name: type(module) for name, module in new.named_modules()}

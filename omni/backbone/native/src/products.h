@@ -172,8 +172,8 @@ inline void multiply_float_columns(const Matrix& matrix, const float* x, int64_t
 
 #ifdef HAS_INTEGER_PRODUCTS
 
-// Products of four rows of int8, or of one, with 16-bit activations. A sum of 8,192 products of
-// 15 and 7 bits, shared by the 16 numbers of a register in pairs, fits 32 bits.
+// Products of four rows of int8, or of one, with 16-bit activations. Of 8,192 products of 15 and
+// 7 bits each of the 16 numbers of a register sums 512, which fit 32 bits; all of them may not.
 template <int ROWS>
 inline void sum_int8(const int8_t* weight, int64_t size, const int16_t* x, float* sums) {
     constexpr int64_t STRETCH = 8192;
@@ -202,7 +202,7 @@ inline void sum_int8(const int8_t* weight, int64_t size, const int16_t* x, float
             }
         }
         for (int r = 0; r < ROWS; r++)
-            sums[r] += static_cast<float>(_mm512_reduce_add_epi32(sum[r]));
+            sums[r] += _mm512_reduce_add_ps(_mm512_cvtepi32_ps(sum[r]));
     }
 }
 
