@@ -32,8 +32,16 @@ from finetune.guide import ReadingGuide, find_places
 from finetune.log import MetricsLog
 from finetune.saving import save_result
 from finetune.settings import FinetuneSettings
-from finetune.state import check_same_run, load_best, load_state, save_best, save_state
+from finetune.state import (
+    check_same_run,
+    load_best,
+    load_state,
+    refuse_to_start_over,
+    save_best,
+    save_state,
+)
 from finetune.trainable import Explanation, make_trainable, trained_parameters
+from omni.adapters import fingerprint
 from omni.assistant import Assistant
 from omni.errors import RequestError
 from omni.feature_cache import FeatureCache
@@ -139,7 +147,7 @@ def finetune(
 
     Raises:
         RequestError: The preset does not fit, no row can be used, or too many rows are bad.
-        CheckpointError: The state in `out` is of another run.
+        CheckpointError: `out` holds the state of another run, or of one that is not resumed.
     """
     accelerator = Accelerator(
         cpu=model.device.type == "cpu",
@@ -147,6 +155,10 @@ def finetune(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     is_main = accelerator.is_main_process
+    if not resume:
+        refuse_to_start_over(out)
+    base_fingerprint = fingerprint(model)
+    identity = _identity(settings, dataset, base_fingerprint)
     out.mkdir(parents=True, exist_ok=True)
     judge = _Judge(model, processor, held_out, settings, base) if held_out is not None else None
     before = judge.measure() if judge is not None and is_main else None
@@ -165,7 +177,7 @@ def finetune(
     tensors = {**trained, **balancer.biases}
     progress = Progress()
     if resume and (saved := load_state(out, tensors, optimizer)) is not None:
-        check_same_run(saved["run"], _identity(settings, dataset))
+        check_same_run(saved["run"], identity)
         progress = Progress.read(saved)
         tell(f"Resumed at step {progress.step}.")
     prepared, optimizer = accelerator.prepare(wrapped, optimizer)
@@ -215,7 +227,7 @@ def finetune(
             log.write(row)
             report(row)
             if progress.step % settings.save_steps == 0 or is_last or progress.stopped:
-                saved = {**asdict(progress), "run": _identity(settings, dataset)}
+                saved = {**asdict(progress), "run": identity}
                 save_state(out, progress.step, tensors, optimizer.optimizer, saved)
         if progress.stopped:
             break
@@ -243,6 +255,7 @@ def finetune(
             result,
             out,
             base,
+            base_fingerprint,
         )
     accelerator.wait_for_everyone()
     return result
@@ -415,10 +428,10 @@ def _as_bad_row(entry: Mapping[str, Any]) -> BadRow:
     return BadRow(origin=origin, reason=entry["reason"])
 
 
-def _identity(settings: FinetuneSettings, dataset: Dataset) -> dict[str, Any]:
+def _identity(settings: FinetuneSettings, dataset: Dataset, base: str) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had never stopped."""
     kept = {k: v for k, v in settings.to_dict().items() if k not in MAY_CHANGE}
-    return {**kept, "rows": len(dataset)}
+    return {**kept, "rows": len(dataset), "data": dataset.digest(), "base": base}
 
 
 def _seed_of(settings: FinetuneSettings, step: int, rank: int) -> int:

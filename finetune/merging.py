@@ -32,8 +32,11 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, dtype: str | Non
         The largest difference between scores before and after, as a share of the largest score.
 
     Raises:
-        CheckpointError: The adapter does not belong to the base, or the scores differ.
+        CheckpointError: The adapter does not belong to the base, the scores differ, or there is a
+            checkpoint in `out`.
     """
+    if (out / "config.json").exists():
+        raise CheckpointError(f"{out} holds a checkpoint already; choose another --out.")
     assistant = Assistant.from_pretrained(base or read_adapter(adapter)["base"], dtype=dtype)
     model = assistant.model
     wrapped = load_adapter(model, adapter)

@@ -16,7 +16,7 @@ from torch import nn
 from finetune.log import METRICS_FILE
 from finetune.presets import Targets
 from finetune.settings import FinetuneSettings
-from omni.adapters import ADAPTER_FILE, fingerprint
+from omni.adapters import ADAPTER_FILE
 from omni.model import OmniModel
 from omni.processor import OmniProcessor
 
@@ -37,6 +37,7 @@ def save_result(
     result: "Result",
     out: Path,
     base: str,
+    base_fingerprint: str,
 ) -> None:
     """Write everything.
 
@@ -49,6 +50,7 @@ def save_result(
         result: What came out.
         out: Folder.
         base: Name of the checkpoint that the model came from.
+        base_fingerprint: Its `omni.adapters.fingerprint`.
     """
     if targets.uses_lora:
         from peft import PeftModel
@@ -59,7 +61,7 @@ def save_result(
         wrapped.save_pretrained(str(out), save_embedding_layers=False)
         facts = {
             "base": base,
-            "base_fingerprint": fingerprint(model),
+            "base_fingerprint": base_fingerprint,
             "preset": settings.preset,
             "reduction": settings.reduction,
         }

@@ -20,6 +20,22 @@ BEST = "best.safetensors"
 KEPT = 2  # the newest checkpoints; older ones are removed
 
 
+def refuse_to_start_over(out: Path) -> None:
+    """Keep a new run from removing the state of another, and from being resumed with it.
+
+    Args:
+        out: Folder of the new run.
+
+    Raises:
+        CheckpointError: It holds a state.
+    """
+    if found := sorted((out / FOLDER).glob("step-*")):
+        raise CheckpointError(
+            f"{out} holds the state of a run, {found[-1].name}. Go on with it by --resume, choose "
+            f"another folder, or remove {out / FOLDER} to start over."
+        )
+
+
 def save_state(
     out: Path,
     step: int,
@@ -106,9 +122,9 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         CheckpointError: They differ; the message names the first.
     """
     for name, value in now.items():
-        if saved.get(name) != value:
+        if saved.get(name, value) != value:  # an earlier version saved fewer
             raise CheckpointError(
-                f"The state is of a run with {name}={saved.get(name)!r}, but now it is {value!r}. "
+                f"The state is of a run with {name}={saved[name]!r}, but now it is {value!r}. "
                 "Resume with the same data and settings, or choose another folder."
             )
 

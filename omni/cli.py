@@ -49,6 +49,8 @@ from omni.errors import OmniError
 
 if TYPE_CHECKING:
     from omni.ledger import Ledger
+    from omni.reply import Reply
+    from omni.text_reader import TextReader
 
 app = typer.Typer(
     name="omni",
@@ -101,7 +103,7 @@ def ask(
     if report is not None:
         from omni.report import check_report_path
 
-        check_report_path(report)
+        check_report_path(report, files or ())
     assistant = load_assistant(model, device, adapter, compile_step)
     options = media_options(reduce, fps, num_frames, dpi, image_tokens, sound)
     options |= {
@@ -119,13 +121,16 @@ def ask(
         for piece in answer:
             typer.echo(piece, nl=False)
         typer.echo()
+        _tell_unfinished(answer.reader)
         return
     reply = assistant.ask(question, *(files or []), **options)
     _tell_lowered(reply.ledger)
+    _tell_unfinished(reply)
     if as_json:
         print_json(
             {
                 "answer": reply.text,
+                "finish_reason": reply.finish_reason,
                 **({"reasoning": reply.reasoning} if think else {}),
                 **({"parsed": reply.parsed} if schema is not None else {}),
                 "ledger": reply.ledger.to_dict(),
@@ -182,6 +187,7 @@ def chat(
                 said += piece
                 typer.echo(piece, nl=False)
             typer.echo()
+            _tell_unfinished(answer.reader)
         except OmniError as error:  # this turn is dropped, the conversation goes on
             typer.echo(f"error: {error}", err=True)
             waiting = []
@@ -283,6 +289,14 @@ def _tell_lowered(ledger: "Ledger") -> None:
     """One line on stderr about what a budget has changed."""
     if ledger.lowered:
         typer.echo(f"lowered to fit the budget: {'; '.join(ledger.lowered)}", err=True)
+
+
+def _tell_unfinished(said: "Reply | TextReader") -> None:
+    """One line on stderr about an answer that is not all that the model would have said."""
+    if said.finish_reason == "length":
+        typer.echo("the answer was ended by --max-new-tokens; raise it for more", err=True)
+    elif said.reasoning and not said.text:
+        typer.echo("the model reasoned and gave no answer; --json shows its reasoning", err=True)
 
 
 def _fail(message: str) -> None:

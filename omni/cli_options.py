@@ -107,12 +107,17 @@ def media_options(
     sound: bool,
 ) -> dict[str, Any]:
     """Media options as `Assistant.ask` takes them."""
-    reduction = {}
+    reduction: dict[str, str] = {}
     for item in reduce or []:
         modality, found, spec = item.partition("=")
         if not found or not spec:
             raise RequestError(
                 f"--reduce {item!r} is not of the form MODALITY=SPEC, such as 'video=evs(0.7)'."
+            )
+        if modality.strip() in reduction:
+            raise RequestError(
+                f"--reduce has {modality.strip()} twice; several reducers are written in one, such "
+                "as 'video=keyframes(0.5)|evs(0.5)'."
             )
         reduction[modality.strip()] = spec.strip()
     return {

@@ -63,6 +63,7 @@ class GenerationOptions:
             "temperature": (self.temperature >= 0, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 or more"),
+            "seed": (abs(self.seed) < 2**62, "a number of less than 62 bits"),
             "reasoning_budget": ((self.reasoning_budget or 0) >= 0, "0 or more"),
             "reasoning_grace": (self.reasoning_grace >= 0, "0 or more"),
         }

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from omni.model import OmniModel
 from omni.processor import CHAT_TEMPLATE, OmniProcessor
@@ -28,20 +29,32 @@ def model_identity(model: OmniModel, processor: OmniProcessor) -> dict[str, str]
     Of every weight its name, shape, number format and up to `SAMPLED_VALUES` evenly spread values
     count; of one that is offloaded to disk, all but the values.
     """
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.numel() and not tensor.is_meta:
-            step = -(-tensor.numel() // SAMPLED_VALUES)
-            sample = tensor.detach().flatten()[::step].cpu().contiguous()
-            weights.update(sample.view(torch.uint8).numpy().tobytes())
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(model),
         "config": _digest(_lasting(model.config.to_dict())),
         "tokenizer": _digest(processor.tokenizer.get_vocab()),
         "chat template": _digest(processor.tokenizer.chat_template or CHAT_TEMPLATE.read_text()),
         "settings": _digest(asdict(processor.settings)),
     }
+
+
+def weights_digest(model: nn.Module, *, dtype: torch.dtype | None = None) -> str:
+    """A digest of a model's weights, by which `model_identity` knows them.
+
+    Args:
+        model: Any module.
+        dtype: Round floats to this first, so that the number format in which weights were loaded
+            does not count.
+    """
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        weights.update(f"{name} {tuple(tensor.shape)} {kind}".encode())
+        if tensor.numel() and not tensor.is_meta:
+            step = -(-tensor.numel() // SAMPLED_VALUES)
+            sample = tensor.detach().flatten()[::step].to("cpu", kind).contiguous()
+            weights.update(sample.view(torch.uint8).numpy().tobytes())
+    return weights.hexdigest()
 
 
 def fingerprint(model: OmniModel, processor: OmniProcessor) -> str:

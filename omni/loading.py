@@ -109,6 +109,25 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def as_device(device: torch.device | str | None) -> torch.device:
+    """Read a device argument; None is the CPU.
+
+    Raises:
+        RequestError: It is no device, or none of this machine.
+    """
+    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        found = torch.device(device or "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise RequestError(
+            f"device is {str(device)!r}, which cannot be used here ({str(error).splitlines()[0]}); "
+            f"this machine has {', '.join(here)}."
+        ) from error
+    return found
+
+
 def main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """Tell the floating-point dtype that most numbers of some tensors have."""
     counts: dict[torch.dtype, int] = {}

@@ -24,7 +24,7 @@ from omni.errors import RequestError
 from omni.fusion import fuse
 from omni.hf_generation import OmniGenerationMixin
 from omni.inputs import MediaItem, Modality
-from omni.loading import as_dtype
+from omni.loading import as_device, as_dtype
 from omni.loss import next_token_loss
 from omni.memory import check_memory
 from omni.projector import Projector
@@ -120,6 +120,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
 
         Raises:
             CheckpointError: Files missing, not safetensors, or tensors that do not match.
+            RequestError: The device is none of this machine, or `device_map` is given too.
             NotEnoughMemoryError: The weights do not fit; the message has both numbers.
         """
         if device is not None and device_map is not None:
@@ -130,7 +131,7 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
             path_or_id, revision=revision, local_files_only=local_files_only
         )
         config = read_config(directory)
-        target = torch.device(device or "cpu")
+        target = as_device(device)
         if dtype is None:
             dtype = torch.float32 if target.type == "cpu" and not device_map else torch.bfloat16
         dtype = as_dtype(dtype)

@@ -1,5 +1,6 @@
 """What one request may want done with its media, in one object that every caller passes on."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,10 +38,12 @@ class MediaOptions:
     max_memory: int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise RequestError(f"max_tokens is {self.max_tokens}; expected at least 1.")
-        if self.image_tokens is not None and self.image_tokens < 1:
-            raise RequestError(f"image_tokens is {self.image_tokens}; expected at least 1.")
+        for name in ("max_tokens", "image_tokens", "num_frames", "dpi"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; expected at least 1.")
+        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
+            raise RequestError(f"fps is {self.fps}; expected more than 0.")
         if self.max_memory is not None:
             parse_bytes(self.max_memory)
         for modality in self.reduction:

@@ -340,10 +340,12 @@ class OmniProcessor:
     def _too_long(self, inputs: OmniInputs, answer_tokens: int) -> str:
         parts = ", ".join(f"{item.name} {item.block_length}" for item in inputs.media[:5])
         more = f" and {len(inputs.media) - 5} more" if len(inputs.media) > 5 else ""
+        free = self.settings.max_model_len - inputs.num_tokens
+        shorter = f"Lower max_new_tokens to {free} or less, or send" if free > 0 else "Send"
         return (
             f"The request has {inputs.num_tokens} tokens and leaves room for {answer_tokens} of an "
             f"answer, but the context holds {self.settings.max_model_len} (media: "
-            f"{parts or 'none'}{more}). Send fewer or shorter media, lower fps or num_frames, "
+            f"{parts or 'none'}{more}). {shorter} fewer or shorter media, lower fps or num_frames, "
             "raise the reduction rate, or set max_tokens (--max-tokens) to "
             f"{self.settings.max_model_len}, by which they are lowered until the request fits."
         )

@@ -31,6 +31,10 @@ MARKER = re.compile(
     r"|(?P<video><video>)"
 )
 
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
+# What a template reads of a turn, and what says who it is from; others must be empty.
+TURN_KEYS = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id")
+
 PART_KINDS: dict[str, MediaKind | None] = {
     "media": None,  # any kind: its content decides
     "image": "image",
@@ -97,11 +101,30 @@ def flatten_messages(
             raise RequestError(
                 f"Message {turn} is {message!r:.80}; expected a mapping with 'role' and 'content'."
             )
+        role = _known_role(message, turn)
         content = message.get("content")
         if content is not None and not isinstance(content, str):
             content = _flatten_parts(content, turn, load, media, audio_in_video)
-        flat.append({**message, "content": content or ""})
+        flat.append({**message, "role": role, "content": content or ""})
     return flat, media
+
+
+def _known_role(message: Message, turn: int) -> str:
+    """The role as templates write it; what they would leave out is refused."""
+    role = ROLES.get(message["role"])
+    if role is None:
+        raise RequestError(
+            f"Message {turn} has the role {message['role']!r}; expected one of "
+            f"{', '.join(map(repr, ROLES))}."
+        )
+    unread = [key for key, value in message.items() if value and key not in TURN_KEYS]
+    if unread:
+        raise RequestError(
+            f"Message {turn} has {', '.join(map(repr, unread))}, which nobody would read; expected "
+            f"{', '.join(map(repr, TURN_KEYS))}. Media are parts of the content, such as "
+            '{"type": "image", "image": "photo.png"}.'
+        )
+    return role
 
 
 def _flatten_parts(

@@ -16,11 +16,15 @@ from omni.views import Extent, Request, media_views, render
 EXTENT = Extent()  # steps, images and pages that are shown; all of them are in the tables
 
 
-def check_report_path(path: str | Path) -> Path:
+def check_report_path(path: str | Path, media: Sequence[str] = ()) -> Path:
     """Make sure that a report can be written, before the model runs for it.
 
+    Args:
+        path: Where to.
+        media: Paths of what is asked about; others of them may be addresses.
+
     Raises:
-        RequestError: The folder does not exist, or the path is a folder.
+        RequestError: The folder does not exist, or the path is a folder or one of the media.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -30,6 +34,9 @@ def check_report_path(path: str | Path) -> Path:
             f"The report {path} should go to the folder {path.parent}, which does not exist. "
             "Make it first, or name another."
         )
+    files = filter(os.path.exists, media)
+    if os.path.exists(path) and any(os.path.samefile(path, file) for file in files):
+        raise RequestError(f"The report {path} is one of the files; name another.")
     return path
 
 

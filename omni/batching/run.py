@@ -118,7 +118,7 @@ class BatchRun(Iterator[dict[str, Any]]):
             raise RequestError(f"per is {per!r}; expected 'item' or 'page'.")
         if chunk_s is not None:
             check_chunk(chunk_s, f"{chunk_s:g} s")
-        if batch_size < 1 or timeout_s <= 0 or (workers is not None and workers < 1):
+        if batch_size < 1 or not timeout_s > 0 or (workers is not None and workers < 1):
             raise RequestError(
                 f"batch_size is {batch_size}, workers {workers} and timeout_s {timeout_s:g}; "
                 "expected at least 1, at least 1 or None, and more than 0."
@@ -161,6 +161,8 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.opener: Opener | None = None
         self.summary = Summary()
         self.out = None if out is None else Path(out)
+        if self.out is not None:
+            _check_ours(self.out)
         self.writer: Writer | None = None if self.out is None else open_writer(self.out)
         try:
             self.journal = Journal(
@@ -438,3 +440,13 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._prepare([task])
         for group in find_groups([task], self.batch_size, at_once=self.workers):
             self._answer_group(group)
+
+
+def _check_ours(out: Path) -> None:
+    """Refuse to write over a file that no batch has made, such as the manifest itself."""
+    journal = sidecar(out, "journal")
+    if out.exists() and not journal.exists():
+        raise RequestError(
+            f"{out} is there, but not {journal.name}, by which a batch knows its own results. "
+            "Choose another --out, or move the file away."
+        )

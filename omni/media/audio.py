@@ -337,7 +337,8 @@ def audio_from_array(
     """
     if sampling_rate is None:
         raise RequestError(
-            f"{name}: found a waveform without its rate; pass sampling_rate=... in Hz"
+            f"{name}: found a waveform without its rate; pass sampling_rate=... in Hz, which "
+            "omni.load_media(array, sampling_rate=...) takes: ask about what that returns"
         )
     values = to_numpy(array)
     if values.ndim == 1:

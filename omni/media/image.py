@@ -66,7 +66,7 @@ class Image:
 
 
 def load_image(source: Source, limits: MediaLimits) -> Image:
-    """Decode a still picture (of an animation, its first frame).
+    """Decode a still picture; of an animation its first frame, with a warning.
 
     Raises:
         MediaLimitError: if it has more than `limits.max_pixels`, before any pixel is decoded.
@@ -74,7 +74,15 @@ def load_image(source: Source, limits: MediaLimits) -> Image:
         UnsupportedMediaError: if its pixel format has no defined picture.
     """
     with open_picture(source, limits) as picture:
-        return Image(values=picture_pixels(picture, source.name), name=source.name)
+        is_animated = getattr(picture, "is_animated", False)
+        image = Image(values=picture_pixels(picture, source.name), name=source.name)
+    if is_animated:  # what happens in the block above is not shown
+        warnings.warn(
+            f"{source.name}: found an animation, of which the first frame is used. A GIF is "
+            "read as a video by omni.load_media(path, kind='video').",
+            stacklevel=2,
+        )
+    return image
 
 
 def image_from_pil(

@@ -55,5 +55,5 @@ def refuse_above(name: str, what: str, found: float, limit: float, setting: str)
     if found > limit:
         raise MediaLimitError(
             f"{name}: found {found:,.10g} {what}, the limit is {limit:,.10g}; use smaller media or "
-            f"raise it with MediaLimits({setting}=...)"
+            f"raise it in Python with omni.load(limits=omni.MediaLimits({setting}=...))"
         )

@@ -177,7 +177,7 @@ def _from_network(address: str, limits: MediaLimits, allow_network: bool) -> Sou
     if not allow_network:
         raise MediaAccessError(
             f"{address}: found a web address, but the network is off; download the file and give "
-            "its path, or pass allow_network=True"
+            "its path, or pass allow_network=True to omni.load (or omni.load_media)"
         )
     from omni.media.network import fetch
 

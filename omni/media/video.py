@@ -331,7 +331,8 @@ def video_from_array(
         )
     if fps is None or not (fps > 0 and math.isfinite(fps)):
         raise RequestError(
-            f"{name}: found a video array with fps={fps}; pass its frame rate as fps=..."
+            f"{name}: found a video array with fps={fps}; pass its frame rate as fps=..., "
+            "which omni.load_media(array, fps=...) takes: ask about what that returns"
         )
     total, height, width, _ = values.shape
     if total * height * width == 0:

@@ -79,6 +79,10 @@ def test_merging_keeps_every_score(app, adapter, tmp_path):
         torch.testing.assert_close(merged.model(**inputs).logits, expected, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(omni.load().model(**inputs).logits, expected, atol=1e-2)
     assert merged.model.config.reduction["image"] == "uniform(0.5)"
+    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+        merge(adapter, tmp_path)
+    with pytest.raises(CheckpointError, match="was trained on"):  # once is enough
+        omni.load(tmp_path, adapter=adapter)
 
 
 def test_a_merge_that_changes_scores_writes_nothing(adapter, tmp_path, monkeypatch):

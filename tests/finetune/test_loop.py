@@ -1,6 +1,7 @@
 """The training loop: what its result depends on, and what it does not."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -15,7 +16,7 @@ from finetune.batches import Batches, indices_of_step, num_targets
 from finetune.data import open_dataset
 from finetune.loop import finetune
 from finetune.settings import FinetuneSettings
-from omni.adapters import load_adapter, read_adapter
+from omni.adapters import ADAPTER_FILE, embedding_fingerprint, load_adapter, read_adapter
 from omni.errors import CheckpointError, RequestError
 from tests.support import tiny_omni
 from tests.support.rows import write_jsonl, write_media
@@ -188,10 +189,26 @@ def test_the_adapter_gives_the_trained_model_back(data, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused(data, tmp_path):
     run(data, tmp_path / "out", replace(SETTINGS, max_steps=1))
+    load_adapter(tiny_omni.omni_model().to(torch.bfloat16), tmp_path / "out")
+    nearly = tiny_omni.omni_model()
+    with torch.no_grad():  # as if the adapter had been merged: the embeddings are the same
+        nearly.language_model.model.layers[0].mixer.out_proj.weight.mul_(1.1)
+    with pytest.raises(CheckpointError, match="was trained on 'tiny'"):
+        load_adapter(nearly, tmp_path / "out")
     with pytest.raises(CheckpointError, match="was trained on 'tiny'"):
         load_adapter(tiny_omni.omni_model(seed=1), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"has no adapter_config.json"):
         load_adapter(tiny_omni.omni_model(), tmp_path)
+
+
+def test_adapters_that_know_their_base_by_its_embeddings_are_loaded(data, tmp_path):
+    run(data, tmp_path, replace(SETTINGS, max_steps=1))
+    facts = json.loads((tmp_path / ADAPTER_FILE).read_text())
+    facts["base_fingerprint"] = embedding_fingerprint(tiny_omni.omni_model())
+    (tmp_path / ADAPTER_FILE).write_text(json.dumps(facts))
+    load_adapter(tiny_omni.omni_model(), tmp_path)
+    with pytest.raises(CheckpointError, match="was trained on 'tiny'"):
+        load_adapter(tiny_omni.omni_model(seed=1), tmp_path)
 
 
 def test_bad_rows_are_left_out_and_listed_once(data, tmp_path):
@@ -256,6 +273,24 @@ def test_another_preset_cannot_resume_a_run(data, tmp_path):
     run(data, tmp_path / "out", replace(SETTINGS, max_steps=1))
     with pytest.raises(CheckpointError, match="not the"):
         run(data, tmp_path / "out", replace(SETTINGS, preset="lora-mamba"), resume=True)
+
+
+def test_a_run_is_neither_started_over_nor_resumed_on_other_data_or_another_base(data, tmp_path):
+    settings = replace(SETTINGS, max_steps=2, save_steps=1)
+    run(data, tmp_path, settings)
+    before = weights(tmp_path)
+    with pytest.raises(CheckpointError, match=r"step-000002. Go on with it by --resume"):
+        run(data, tmp_path, settings)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    other = write_jsonl(data.parent / "other.jsonl", rows[::-1])
+    with pytest.raises(CheckpointError, match="is of a run with data="):
+        run(other, tmp_path, settings, resume=True)
+    with pytest.raises(CheckpointError, match="is of a run with base="):
+        run(data, tmp_path, settings, resume=True, model=tiny_omni.omni_model(seed=1))
+    assert weights(tmp_path) == before
+    moved = shutil.copy(data, data.with_name("moved.jsonl"))
+    run(moved, tmp_path, settings, resume=True)
+    assert weights(tmp_path) == before
 
 
 def test_a_step_of_bad_rows_alone_stops_nothing(data, tmp_path):

@@ -23,6 +23,9 @@ def model_dir(tmp_path_factory) -> Path:
     return directory
 
 
+CUT = "the answer was ended by --max-new-tokens; raise it for more\n"
+
+
 @pytest.fixture
 def picture(tmp_path) -> Path:
     path = tmp_path / "picture.png"
@@ -48,7 +51,7 @@ def run(monkeypatch, capsys):
 def test_ask_prints_the_answer_and_nothing_else(run, model_dir, picture):
     code, out, err = run("ask", "What?", picture, "--model", model_dir, "--max-new-tokens", 5)
     assert code == 0
-    assert err == ""
+    assert err == CUT
     expected = tiny_omni.assistant().ask("What?", picture, max_new_tokens=5).text
     assert out == expected + "\n"
 
@@ -67,7 +70,8 @@ def test_ask_json_is_one_object_with_answer_ledger_model_and_version(run, model_
     code, out, _ = run("ask", "What?", picture, *arguments)
     assert code == 0
     found = json.loads(out)
-    assert set(found) == {"answer", "ledger", "model", "version"}
+    assert set(found) == {"answer", "finish_reason", "ledger", "model", "version"}
+    assert found["finish_reason"] == "length"
     [medium] = found["ledger"]["media"]
     assert medium["name"] == str(picture)
     assert [stage["name"] for stage in medium["stages"]] == [
@@ -103,11 +107,16 @@ def test_ask_writes_a_report_beside_the_answer(run, model_dir, picture, tmp_path
     page = tmp_path / "out.html"
     arguments = ("--model", model_dir, "--max-new-tokens", 5, "--report", page)
     code, out, err = run("ask", "What is <this>?", picture, *arguments)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, CUT)
     assert out == run("ask", "What is <this>?", picture, *arguments[:4])[1]
     assert "What is &lt;this&gt;?" in page.read_text(encoding="utf-8")
     code, out, _ = run("ask", "What is <this>?", picture, *arguments, "--json")
     assert json.loads(out)["report"] == str(page)
+    before = picture.read_bytes()
+    code, _, err = run("ask", "What?", picture, *arguments[:4], "--report", picture)
+    assert code == 2
+    assert "is one of the files; name another" in err
+    assert picture.read_bytes() == before
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_model_is_loaded(
@@ -150,9 +159,8 @@ def test_ask_says_in_one_line_on_stderr_what_a_budget_lowered(run, model_dir, pi
     budget = ("--max-tokens", needed - 1, "--max-new-tokens", 5)
     code, _, err = run("ask", "What?", picture, "--model", model_dir, *budget, *flags)
     assert code == 0
-    assert re.fullmatch(
-        r"lowered to fit the budget: picture\.png: reduction identity → uniform\(0\.\d+\)\n", err
-    )
+    lowered = r"lowered to fit the budget: picture\.png: reduction identity → uniform\(0\.\d+\)\n"
+    assert re.fullmatch(lowered + CUT, err)
 
 
 def test_chat_says_what_a_budget_lowered_and_what_it_refuses(run, model_dir, picture, monkeypatch):
@@ -182,6 +190,13 @@ def test_doctor_reports_every_group(run):
         (("--reduce", "video=evz(0.5)"), "evs"),
         (("--max-tokens", 3), "budget is 3"),
         (("--temperature", -1), "temperature is -1"),
+        (("--seed", 10**20), f"seed is {10**20}"),
+        (("--fps", 0), "fps is 0.0"),
+        (("--fps", "nan"), "fps is nan"),
+        (("--dpi", 0), "dpi is 0"),
+        (("--num-frames", 0), "num_frames is 0"),
+        (("--device", "abacus"), "device is 'abacus', which cannot be used here"),
+        (("--reduce", "audio=avg_pool(2)", "--reduce", "audio=silence()"), "has audio twice"),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_exit_code_2(run, model_dir, arguments, message):

@@ -107,6 +107,29 @@ def test_an_unknown_part_raises_and_names_the_known_ones(processor):
         processor(user({"type": "smell", "smell": "rose"}))
 
 
+@pytest.mark.parametrize("role", ["human", "User", "", None])
+def test_a_role_that_no_template_writes_raises(processor, role):
+    with pytest.raises(RequestError, match=r"Message 1 has the role .* expected one of 'system'"):
+        processor([{"role": "system", "content": "Hi."}, {"role": role, "content": "What?"}])
+
+
+def test_a_developer_is_the_system(processor):
+    asked = {"role": "user", "content": "What?"}
+    found, expected = (
+        processor([{"role": role, "content": "Be brief."}, asked]).input_ids
+        for role in ("developer", "system")
+    )
+    assert torch.equal(found, expected)
+
+
+def test_keys_that_nobody_would_read_raise_unless_they_are_empty(processor):
+    with pytest.raises(RequestError, match="'images', which nobody would read"):
+        processor([{"role": "user", "content": "What?", "images": ["a.png"]}])
+    dumped = {"role": "user", "content": "What?", "refusal": None, "annotations": []}
+    plain = {"role": "user", "content": "What?"}
+    assert torch.equal(processor([dumped]).input_ids, processor([plain]).input_ids)
+
+
 def test_a_part_without_a_source_raises(processor):
     with pytest.raises(RequestError, match="'video' part without a source"):
         processor(user({"type": "video"}))
@@ -119,6 +142,12 @@ def test_a_request_over_the_context_raises_with_the_numbers():
     audio = processor.load_media(tiny_omni.tone(20), sampling_rate=16_000)
     with pytest.raises(ContextLengthError, match="<array> 250"):
         processor.from_text("<so_embedding>", [audio])
+
+
+def test_room_for_an_answer_that_is_too_long_is_named():
+    processor = tiny_omni.omni_processor(max_model_len=100)
+    with pytest.raises(ContextLengthError, match="Lower max_new_tokens to 79 or less, or send"):
+        processor.from_text("x" * 21, answer_tokens=90)
 
 
 def test_pictures_share_the_context_instead_of_overflowing_it():

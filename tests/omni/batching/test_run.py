@@ -475,6 +475,16 @@ def test_memory_does_not_hold_the_results(tmp_path, assistant):
     assert (peak(800) - peak(200)) / 600 < 300
 
 
+def test_a_file_that_no_batch_wrote_is_never_written_over(folder, assistant, tmp_path):
+    manifest = tmp_path / "items.jsonl"
+    line = json.dumps({"path": str(folder / "a.png"), "question": "What?"})
+    manifest.write_text(line)
+    with pytest.raises(RequestError, match=r"items.jsonl is there, but not items.journal.jsonl"):
+        BatchRun(manifest, assistant=assistant, out=manifest, expand=True)
+    assert manifest.read_text() == line
+    assert [path.name for path in tmp_path.iterdir()] == ["items.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -487,6 +497,7 @@ def test_memory_does_not_hold_the_results(tmp_path, assistant):
         ({"per": "line"}, "per is 'line'; expected 'item' or 'page'"),
         ({"chunk_s": 0.1}, "A chunk of 0.1 s was asked for"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"timeout_s": float("nan")}, "timeout_s nan"),
         ({"shard": "0/4"}, "The shard is '0/4'"),
         ({"out": "results.xml"}, "written as .jsonl or .parquet"),
         ({"out": "/nowhere/results.jsonl"}, "there is no folder /nowhere"),
