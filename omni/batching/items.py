@@ -125,6 +125,13 @@ class ItemSource:
             for position, value in enumerate(self.given, start=1):
                 yield _or_error(value, None, f"item {position}")
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether items may bring questions of their own, which paths of media do not."""
+        return not self.expands or any(
+            Path(path).suffix.lower() in MANIFESTS for path in self.given
+        )
+
     def count(self) -> int | None:
         """How many items there are; None if only iterating would tell."""
         if self.expands:

@@ -71,7 +71,7 @@ def summary_table(summary: Summary, skipped: dict[str, int]) -> Table:
     table.add_row("items", f"{summary.items:,}")
     table.add_row("answers", f"{summary.answered:,}")
     reused = summary.records - summary.computed
-    table.add_row("of them known before, or of equal files", f"{max(reused, 0):,}")
+    table.add_row("known before, or of equal files", f"{max(reused, 0):,}")
     for name, number in sorted(summary.errors.items()):
         table.add_row(f"[red]{name}[/red]", f"{number:,}")
     table.add_row("tokens of prompts", f"{summary.prompt_tokens:,}")

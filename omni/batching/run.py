@@ -133,6 +133,11 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.source = ItemSource(items, expand=expand)
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
         asked = read_questions(questions)
+        if not asked and not self.source.may_ask:
+            raise RequestError(
+                "There is no question for these files; give one (--question TEXT, --questions "
+                "FORM), or a manifest whose rows have them."
+            )
         media, generation = check_options(assistant, asked, options, is_cached=cache is not None)
         self.options = {name: value for name, value in options.items() if name != "schema"}
         self.workers = workers or default_workers(assistant.model)

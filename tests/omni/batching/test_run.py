@@ -485,6 +485,11 @@ def test_a_file_that_no_batch_wrote_is_never_written_over(folder, assistant, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["items.jsonl"]
 
 
+def test_files_without_a_question_are_refused_at_once(folder, assistant):
+    with pytest.raises(RequestError, match="There is no question for these files"):
+        BatchRun(folder, assistant=assistant, expand=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
