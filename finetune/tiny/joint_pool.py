@@ -43,7 +43,7 @@ from omni.towers import batch_key, run_tower
 TWO_WORDS_SHARE = 0.6  # of the pairs: two recordings, one of which says what is asked for
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
-MERGED_SHARE, MAX_MERGE_RATE = 0.12, 0.75  # of the samples; the same for pictures
+MERGED_SHARE, MAX_MERGE_RATE = 0.2, 0.75  # of the samples; the same for pictures
 NOTHING = "identity"  # the reducer that keeps every token
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.22, 0.01, 0.7
 # Of the pictures with print: several are read one after the other, and how many at most.
