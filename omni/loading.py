@@ -115,12 +115,12 @@ def as_device(device: torch.device | str | None) -> torch.device:
     Raises:
         RequestError: It is no device, or none of this machine.
     """
-    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-    here += ["mps"] if torch.backends.mps.is_available() else []
     try:
         found = torch.device(device or "cpu")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
         raise RequestError(
             f"device is {str(device)!r}, which cannot be used here ({str(error).splitlines()[0]}); "
             f"this machine has {', '.join(here)}."

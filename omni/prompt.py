@@ -9,7 +9,7 @@ chat templates differ in what they do with parts and agree on strings:
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -111,13 +111,13 @@ def flatten_messages(
 
 def _known_role(message: Message, turn: int) -> str:
     """The role as templates write it; what they would leave out is refused."""
-    role = ROLES.get(message["role"])
+    role = ROLES.get(str(message["role"]))
     if role is None:
         raise RequestError(
             f"Message {turn} has the role {message['role']!r}; expected one of "
             f"{', '.join(map(repr, ROLES))}."
         )
-    unread = [key for key, value in message.items() if value and key not in TURN_KEYS]
+    unread = [key for key in message if key not in TURN_KEYS and not _is_empty(message[key])]
     if unread:
         raise RequestError(
             f"Message {turn} has {', '.join(map(repr, unread))}, which nobody would read; expected "
@@ -125,6 +125,10 @@ def _known_role(message: Message, turn: int) -> str:
             '{"type": "image", "image": "photo.png"}.'
         )
     return role
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, Sized) and not len(value))
 
 
 def _flatten_parts(
