@@ -208,6 +208,10 @@ def _from_path(text: str, allowed_roots: Sequence[Path] | None) -> Source:
         path = Path(text).resolve(strict=True)
         status = path.stat()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if isinstance(error, FileNotFoundError) and os.path.exists(
+            text
+        ):  # `cat x | ... /dev/stdin`
+            _check_regular(text, os.stat(text).st_mode)
         raise _access_error(text, error) from error
     if allowed_roots is not None:
         roots = [Path(root).resolve() for root in allowed_roots]

@@ -87,6 +87,16 @@ def test_pipes_sockets_and_devices_are_refused_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - start < 5
 
 
+def test_a_pipe_without_a_name_is_refused_as_one() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(MediaAccessError, match="found a pipe, expected a file"):
+            load_media(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_refused(png: Path) -> None:
     png.chmod(0)
