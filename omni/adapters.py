@@ -61,15 +61,14 @@ def load_adapter(model: "OmniModel", directory: str | Path) -> Any:
 
     facts = read_adapter(directory)
     expected = facts["base_fingerprint"]
-    is_new = expected is None or expected.startswith(ALL_WEIGHTS)
-    found = fingerprint(model) if is_new else embedding_fingerprint(model)
     is_offloaded = any(tensor.is_meta for tensor in model.parameters())  # and cannot be compared
-    if expected not in (None, found) and not is_offloaded:
-        raise CheckpointError(
-            f"The adapter in {directory} was trained on {facts['base']!r} (fingerprint "
-            f"{expected}), but this model has fingerprint {found}. Load that base "
-            "with --model."
-        )
+    if expected is not None and not is_offloaded:
+        name = fingerprint if expected.startswith(ALL_WEIGHTS) else embedding_fingerprint
+        if (found := name(model)) != expected:
+            raise CheckpointError(
+                f"The adapter in {directory} was trained on {facts['base']!r} (fingerprint "
+                f"{expected}), but this model has fingerprint {found}. Load that base with --model."
+            )
     try:
         wrapped = PeftModel.from_pretrained(model, str(directory)).eval()
     except (ValueError, RuntimeError, KeyError) as error:

@@ -118,6 +118,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device or "cpu")
         torch.empty(0, device=found)
+    # No such name or no driver; a build without the backend; a backend without kernels; no text.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         here += ["mps"] if torch.backends.mps.is_available() else []

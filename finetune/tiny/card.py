@@ -82,9 +82,10 @@ LIMITS = """## What it cannot do
   moves, or one or two that come and go.
 - It reads short lines, alone or several pictures one after the other. Strips with more than a dozen
   letters it begins well and then loses its place; after several pictures it may not stop.
-- Of small drawn pages it copies two or three values in five rightly, and says before each what it
-  goes with (`Total: 12.50`). No picture has more than 256 tokens, so whole receipts and pages of
-  real documents are too small to be read. Counting pages was measured on drawn pages of text.
+- Of small drawn pages it copies a named value in two of five cases rightly, a title or cell in
+  about one of two, and says before each what it goes with (`Total: 12.50`). No picture has more
+  than 256 tokens, so whole receipts and pages of real documents are too small to be read. Counting
+  pages was measured on drawn pages of text.
 - Words were spoken alone, in at most three seconds; digits also in sequences of two to four.
 """
 

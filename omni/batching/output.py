@@ -44,6 +44,23 @@ def sidecar(out: Path, name: str) -> Path:
     return out.with_name(f"{out.stem}.{name}.jsonl")
 
 
+def check_ours(out: Path) -> None:
+    """Refuse to write over a file that no batch has made, such as the manifest itself.
+
+    Args:
+        out: The result file, which may not be there yet.
+
+    Raises:
+        RequestError: It is there, but the journal of its run is not.
+    """
+    journal = sidecar(out, "journal")
+    if out.exists() and not journal.exists():
+        raise RequestError(
+            f"{out} is there, but not {journal.name}, by which a batch knows its own results. "
+            "Choose another --out, or move the file away."
+        )
+
+
 def as_line(record: dict[str, Any]) -> bytes:
     """One record in the one way in which it is written: its own order of keys, no spaces."""
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))

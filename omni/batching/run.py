@@ -33,7 +33,7 @@ from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.model_threads import default_workers, model_threads
 from omni.batching.opening import Opener, held_bytes
 from omni.batching.option_checks import check_options
-from omni.batching.output import Writer, as_line, open_writer, sidecar
+from omni.batching.output import Writer, as_line, check_ours, open_writer, sidecar
 from omni.batching.questions import read_questions
 from omni.batching.results import make_record, make_result
 from omni.batching.spans import check_chunk, cut
@@ -167,7 +167,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.summary = Summary()
         self.out = None if out is None else Path(out)
         if self.out is not None:
-            _check_ours(self.out)
+            check_ours(self.out)
         self.writer: Writer | None = None if self.out is None else open_writer(self.out)
         try:
             self.journal = Journal(
@@ -445,13 +445,3 @@ class BatchRun(Iterator[dict[str, Any]]):
         self._prepare([task])
         for group in find_groups([task], self.batch_size, at_once=self.workers):
             self._answer_group(group)
-
-
-def _check_ours(out: Path) -> None:
-    """Refuse to write over a file that no batch has made, such as the manifest itself."""
-    journal = sidecar(out, "journal")
-    if out.exists() and not journal.exists():
-        raise RequestError(
-            f"{out} is there, but not {journal.name}, by which a batch knows its own results. "
-            "Choose another --out, or move the file away."
-        )

@@ -208,9 +208,8 @@ def _from_path(text: str, allowed_roots: Sequence[Path] | None) -> Source:
         path = Path(text).resolve(strict=True)
         status = path.stat()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        if isinstance(error, FileNotFoundError) and os.path.exists(
-            text
-        ):  # `cat x | ... /dev/stdin`
+        # `cat x | omni ask ... /dev/stdin`: the pipe is there, but has no path to resolve to.
+        if isinstance(error, FileNotFoundError) and os.path.exists(text):
             _check_regular(text, os.stat(text).st_mode)
         raise _access_error(text, error) from error
     if allowed_roots is not None:

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from omni.backbone.native import library
 
@@ -32,3 +35,14 @@ def forget_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(library.SWITCH, raising=False)
     monkeypatch.setattr(library, "_thread", None)
     monkeypatch.setattr(library, "_found", "")
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let new tensors have another number format inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

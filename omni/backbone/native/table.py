@@ -335,7 +335,7 @@ class Decoder:
         )
 
     def check(self, states: list[LayerState]) -> None:
-        """Look at the states of a cache, which stays as it is.
+        """Point to the Mamba states of a cache and look at its keys; nothing in it changes.
 
         Raises:
             UnknownError: They do not lie as the library reads them.

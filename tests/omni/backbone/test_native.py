@@ -19,7 +19,7 @@ from omni.quantization.modules import (
     choose_format,
 )
 from tests.support.backbone import tiny_model
-from tests.support.native import HAS_COMPILER, forget_library, needs_compiler
+from tests.support.native import HAS_COMPILER, default_dtype, forget_library, needs_compiler
 
 # Widths that the kernels of int8 and int4 read: multiples of 16 and of a group.
 READABLE = {
@@ -364,12 +364,8 @@ def test_another_default_type_changes_nothing(dtype):
     model = build()
     prompt, ids = ids_of(model, length=3)
     expected = run(model, prompt, ids)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         assert torch.equal(run(model, prompt, ids), expected)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @needs_compiler

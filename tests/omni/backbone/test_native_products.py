@@ -12,7 +12,7 @@ from omni.quantization import formats
 from omni.quantization.formats import linear_int8, quantize_int8, quantize_rows
 from omni.quantization.modules import QuantizedExperts, QuantizedLinear, choose_format
 from tests.support.backbone import tiny_config
-from tests.support.native import needs_compiler, needs_products
+from tests.support.native import default_dtype, needs_compiler, needs_products
 
 pytestmark = needs_compiler
 
@@ -94,12 +94,8 @@ def test_another_default_type_changes_nothing(dtype):
     x = torch.randn(9, 144)
     expected = linear_int8(x, weight, scale)
     rows._agrees = None
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         assert torch.equal(linear_int8(x, weight, scale), expected)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def test_other_devices_are_left_to_pytorch():
