@@ -296,9 +296,7 @@ def _tell_unfinished(said: "Reply | TextReader") -> None:
     if said.finish_reason == "length":
         typer.echo("the answer was ended by --max-new-tokens; raise it for more", err=True)
     elif said.reasoning and not said.text:
-        typer.echo(
-            "the model reasoned and gave no answer; `omni ask --json` shows what", err=True
-        )
+        typer.echo("the model reasoned and gave no answer; `omni ask --json` shows what", err=True)
 
 
 def _fail(message: str) -> None:
