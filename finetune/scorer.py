@@ -28,8 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finetune.data import BadRow, Sample, encode_sample
+from finetune.data import BadRow, Dataset, Sample, encode_sample
 from finetune.exploration import exploring, policy_loss
+from finetune.state import check_same_run
+from omni.adapters import fingerprint
 from omni.config import MODALITIES
 from omni.errors import CheckpointError, RequestError
 from omni.inputs import IGNORE_INDEX, Modality, OmniInputs, collate
@@ -174,10 +176,19 @@ def train_scorers(
     Raises:
         RequestError: No conversations, one that cannot be read or is without an answer or media
             of the modalities, or a modality that none of them has.
-        CheckpointError: The state in `out` is of a run with other settings.
+        CheckpointError: The state in `out` is of a run with other settings, data or weights; or
+            there is one, and it is not to be resumed.
     """
     if not len(conversations):
         raise RequestError("Expected at least one conversation to train on, found none.")
+    identity: dict[str, Any] = {}
+    if out is not None:
+        if not resume and (out / STATE_FILE).exists():
+            raise CheckpointError(
+                f"{out} holds the state of a run. Go on with it by --resume, choose another "
+                f"folder, or remove {out / STATE_FILE} to start over."
+            )
+        identity = _identity(settings, conversations, model)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         for modality in settings.modalities:
@@ -189,7 +200,7 @@ def train_scorers(
         optimizer = torch.optim.AdamW(_groups(trained), weight_decay=0.0)
         first_step = 0
         if resume and out is not None and (out / STATE_FILE).is_file():
-            first_step = _restore(out / STATE_FILE, trained, optimizer, settings)
+            first_step = _restore(out / STATE_FILE, trained, optimizer, identity)
         for step in range(first_step, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.schedule_at(step) * _rate_of_group(group["name"], settings)
@@ -204,7 +215,7 @@ def train_scorers(
             if done * settings.batch_size >= len(conversations) or done == settings.steps:
                 _check_all_met(trained, optimizer)
             if out is not None and (done % settings.save_every == 0 or done == settings.steps):
-                _save_state(out, trained, optimizer, settings, done)
+                _save_state(out, trained, optimizer, identity, done)
             report(done, loss)
     if out is not None:
         model.save_pretrained(out)
@@ -397,13 +408,13 @@ def _save_state(
     out: Path,
     trained: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
-    settings: ScorerTraining,
+    identity: Mapping[str, Any],
     done: int,
 ) -> None:
     """Write the state beside the old one, then swap: a stop never leaves half a file."""
     out.mkdir(parents=True, exist_ok=True)
     state = {
-        "settings": _as_written(settings),
+        "settings": dict(identity),
         "step": done,
         "trained": trained.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -417,25 +428,23 @@ def _restore(
     path: Path,
     trained: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
-    settings: ScorerTraining,
+    identity: Mapping[str, Any],
 ) -> int:
     """Load a state; returns the steps that are done."""
     state: Mapping[str, Any] = torch.load(path, weights_only=True)
-    now = _as_written(settings)
-    for name, found in state["settings"].items():
-        if found != now[name]:
-            raise CheckpointError(
-                f"{path} is of a run with {name}={found}, but now {name}={now[name]}. Resume with "
-                "the same settings, or give another folder."
-            )
+    check_same_run(state["settings"], identity)
     trained.load_state_dict(state["trained"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
-def _as_written(settings: ScorerTraining) -> dict[str, Any]:
-    """The settings in types that a safe load gives back."""
-    values = asdict(settings)
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+def _identity(
+    settings: ScorerTraining, conversations: Sequence[Conversation], model: OmniModel
+) -> dict[str, Any]:
+    """What must be the same for a run to go on, in types that a safe load gives back."""
+    kept = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
     }
+    data = conversations.digest() if isinstance(conversations, Dataset) else ""
+    return {**kept, "rows": len(conversations), "data": data, "base": fingerprint(model)}

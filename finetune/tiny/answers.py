@@ -4,7 +4,8 @@ A decoder as small as this one answers at once what it can point at: a colour, a
 count, an order or a comparison needs steps, and its only place for steps is the answer:
 
     One red star, two blue star: two.        Red circle, blue star: blue star.
-    Go is first, seven is second: seven is second.          Total: 12.50
+    Blue circle, red star one, blue star two: two.           Total: 12.50
+    Go is first, seven is second: seven is second.
 
 What stands after the last colon and space is the answer proper (`conclusion`); it alone is judged.
 Where it looks something up, it says the key before the value, in the order of the steps: a decoder
@@ -77,6 +78,24 @@ def by_counting(things: Sequence[Part]) -> tuple[Part, ...]:
         for number, thing in enumerate(things, start=1)
     ]
     return in_steps(steps, NUMBER_WORDS[len(things)])
+
+
+def by_counting_some(things: Sequence[Part], are_meant: Sequence[bool]) -> tuple[Part, ...]:
+    """Name everything, and count aloud what is meant.
+
+    To find the next thing of some kind among others is hard for a small decoder: it names one too
+    many. To find the next thing of any kind, and then to see whether it is meant, is not.
+
+    Args:
+        things: In the order in which they are named.
+        are_meant: Of each thing, whether it counts; one to nine do.
+    """
+    numbers = iter(NUMBER_WORDS[1:])
+    steps = [
+        thing._replace(text=f"{thing.text} {next(numbers)}") if is_meant else thing
+        for thing, is_meant in zip(things, are_meant, strict=True)
+    ]
+    return in_steps(steps, NUMBER_WORDS[sum(are_meant)])
 
 
 def conclusion(answer: str) -> str:

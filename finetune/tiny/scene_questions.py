@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from finetune.guide import Span
 from finetune.tiny import wordings
-from finetune.tiny.answers import QA, Part, at_once, by_counting, in_steps
+from finetune.tiny.answers import QA, Part, at_once, by_counting, by_counting_some, in_steps
 from finetune.tiny.questions import sentence, vary
 from finetune.tiny.scenes import Placed, Shown
 from finetune.tiny.sounded import Said
@@ -43,9 +43,9 @@ def ask_scene(rng: Generator, shapes: Sequence[Placed]) -> list[QA]:
     kinds = Counter(placed.shape for placed in shapes)
     colours = Counter(placed.colour for placed in shapes)
     shape, colour = str(rng.choice(sorted(kinds))), str(rng.choice(sorted(colours)))
-    counted = _counted(placed for placed in shapes if placed.shape == shape)
+    counted = _counted(shapes, lambda placed: placed.shape == shape)
     asked.append(_qa(rng, "count", wordings.COUNT_SHAPE, counted, shape=shape))
-    counted = _counted(placed for placed in shapes if placed.colour == colour)
+    counted = _counted(shapes, lambda placed: placed.colour == colour)
     asked.append(_qa(rng, "count", wordings.COUNT_COLOUR, counted, colour=colour))
     for placed in shapes:
         where = _place(placed)
@@ -156,10 +156,15 @@ def _qa(
     return QA(task, vary(rng, patterns).format(**filled), parts)
 
 
-def _counted(shapes: Iterable[Placed]) -> tuple[Part, ...]:
-    """Count some shapes, from left to right."""
+def _counted(
+    shapes: Iterable[Placed], is_meant: Callable[[Placed], bool] | None = None
+) -> tuple[Part, ...]:
+    """Count shapes from left to right: all of them, or those that are meant."""
     in_order = sorted(shapes, key=lambda placed: placed.x)
-    return by_counting([Part(_kind(placed), _place(placed)) for placed in in_order])
+    things = [Part(_kind(placed), _place(placed)) for placed in in_order]
+    if is_meant is None:
+        return by_counting(things)
+    return by_counting_some(things, [is_meant(placed) for placed in in_order])
 
 
 def _seen_and_heard(one: Said, seconds: float) -> tuple[Part, Part]:

@@ -79,7 +79,7 @@ class RayRun(Iterator[dict[str, Any]]):
         questions: As in `BatchRun`.
         model: A directory or a hub id that every node can read; None is the embedded checkpoint.
         load: Options of `omni.load`.
-        out: Result file, ``.jsonl`` or ``.parquet``.
+        out: Result file, ``.jsonl`` or ``.parquet``, which is not there yet.
         shard: As in `BatchRun`.
         expand: As in `BatchRun`.
         workers: Actors; None is two.
@@ -111,6 +111,11 @@ class RayRun(Iterator[dict[str, Any]]):
             )
         if retry_errors:
             raise RequestError("engine='ray' keeps no journal, so there are no errors to retry.")
+        if out is not None and Path(out).exists():
+            raise RequestError(
+                f"{out} is there, and engine='ray' keeps no journal by which to tell whether a "
+                "batch has made it. Choose another out, or move the file away."
+            )
         workers = 2 if workers is None else workers
         if workers < 1:
             raise RequestError(f"workers is {workers}; expected at least 1.")

@@ -168,10 +168,30 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     assistant = tiny_omni.assistant()
     train_scorers(assistant.model, assistant.processor, mixed(), training(), out=tmp_path)
     other = training(rates=(0.1, 0.7))
-    with pytest.raises(CheckpointError, match=r"rates=\[0.2, 0.7\], but now rates=\[0.1, 0.7\]"):
-        train_scorers(
-            assistant.model, assistant.processor, mixed(), other, out=tmp_path, resume=True
-        )
+    expected = r"rates=\[0.2, 0.7\], but now it is \[0.1, 0.7\]"
+    again = tiny_omni.assistant()
+    with pytest.raises(CheckpointError, match=expected):
+        train_scorers(again.model, again.processor, mixed(), other, out=tmp_path, resume=True)
+
+
+def test_a_state_of_other_data_or_another_model_is_refused_and_none_is_started_over(
+    tmp_path: Path,
+) -> None:
+    assistant = tiny_omni.assistant()
+    train_scorers(assistant.model, assistant.processor, mixed(), training(), out=tmp_path)
+    kept = (tmp_path / STATE_FILE).read_bytes()
+    again = tiny_omni.assistant()
+    fewer = mixed()[:-1]
+    for model, data, resume, expected in (
+        (again, fewer, True, "rows="),
+        (assistant, mixed(), True, "base="),  # it has the trained scorers now
+        (again, mixed(), False, "holds the state of a run"),
+    ):
+        with pytest.raises(CheckpointError, match=expected):
+            train_scorers(
+                model.model, model.processor, data, training(), out=tmp_path, resume=resume
+            )
+    assert (tmp_path / STATE_FILE).read_bytes() == kept
 
 
 def test_distillation_alone_needs_no_true_answer_to_be_learned() -> None:

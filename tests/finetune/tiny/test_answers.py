@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.guide import Span
-from finetune.tiny.answers import Part, at_once, by_counting, conclusion, in_steps
+from finetune.tiny.answers import Part, at_once, by_counting, by_counting_some, conclusion, in_steps
 from finetune.tiny.score import score_answer
 from finetune.tiny.turns import Turn
 
@@ -26,6 +26,21 @@ def test_counting_names_one_number_a_thing():
     shown = [(p.medium, p.span) for p in parts if p.span and p.text != ", "]
     assert shown == [(0, LEFT), (0, RIGHT), (1, LEFT)]
     assert "".join(part.text for part in by_counting([Part("", LEFT)])) == "One: one."
+
+
+@pytest.mark.parametrize(
+    ("are_meant", "expected"),
+    [
+        ([False, True, True], "Red star, go one, blue star two: two."),
+        ([True, False, False], "Red star one, go, blue star: one."),
+        ([True, True, True], "Red star one, go two, blue star three: three."),
+    ],
+)
+def test_of_all_things_only_those_that_are_meant_are_counted(are_meant, expected):
+    things = [Part("red star", LEFT), Part("go", RIGHT), Part("blue star", LEFT)]
+    parts = by_counting_some(things, are_meant)
+    assert "".join(part.text for part in parts) == expected
+    assert [p.span for p in parts if p.span and p.text != ", "] == [LEFT, RIGHT, LEFT]
 
 
 @pytest.mark.parametrize(

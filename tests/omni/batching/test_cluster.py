@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import types
 
 import pytest
 
@@ -88,9 +89,10 @@ def test_the_file_is_that_of_the_local_engine_even_if_an_actor_is_killed(
     from omni.batching import cluster
 
     monkeypatch.setattr(cluster, "Answers", Mortal)
-    list(omni.batch(folder, QUESTIONS, out=remote, **options))
+    again = tmp_path / "again.jsonl"
+    list(omni.batch(folder, QUESTIONS, out=again, **options))
     assert os.path.exists(ray.get(ray.remote(lambda: os.environ["OMNI_TEST_MARKER"]).remote()))
-    assert remote.read_bytes() == local.read_bytes()
+    assert again.read_bytes() == local.read_bytes()
 
 
 @pytest.mark.slow
@@ -115,6 +117,16 @@ def test_without_ray_the_error_says_how_to_get_it(monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RequestError, match=r"pip install 'omni-toolkit\[ray\]'"):
         omni.batch(folder, "What?", engine="ray")
+
+
+def test_a_file_that_is_there_stays_as_it_is(monkeypatch, folder, tmp_path):
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    out = tmp_path / "notes.jsonl"
+    out.write_text("mine")
+    with pytest.raises(RequestError, match=r"notes.jsonl is there, and engine='ray' keeps no"):
+        omni.batch(folder, "What?", engine="ray", out=out)
+    assert out.read_text() == "mine"
 
 
 def test_an_unknown_engine_is_refused(folder):
