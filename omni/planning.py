@@ -27,6 +27,7 @@ from omni.frames import choose_frames
 from omni.inputs import MediaItem, Modality
 from omni.labels import frame_spans, label_times, tubelet_labels, unsampled_spans
 from omni.media import Audio, FramePlan, Image, Video
+from omni.media.document import POINTS_PER_INCH
 from omni.options import MediaOptions
 from omni.planned import MakeWindows, PlannedMedium, make_item
 from omni.prompt import MarkedMedium, Page, Track
@@ -179,8 +180,12 @@ class MediaPlanner:
         """Height and width in pixels; a page is measured without rendering it."""
         if isinstance(picture, Image):
             return picture.height, picture.width
-        width, height = picture.document.page_size_points(picture.index)
-        return max(round(height * self.dpi / 72), 1), max(round(width * self.dpi / 72), 1)
+        width, height = (
+            max(round(points * self.dpi / POINTS_PER_INCH), 1)
+            for points in picture.document.page_size_points(picture.index)
+        )
+        picture.document.check_rendered(picture.index, width, height)
+        return height, width
 
     def image(
         self, picture: Image | Page, size: tuple[int, int], max_patches: int, rung: Rung

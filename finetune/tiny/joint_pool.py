@@ -44,6 +44,7 @@ TWO_WORDS_SHARE = 0.6  # of the pairs: two recordings, one of which says what is
 NO_REDUCTION_SHARE = 0.35  # of clips; the others lose a random share of their tokens to EVS
 MAX_EVS_RATE = 0.7
 MERGED_SHARE, MAX_MERGE_RATE = 0.2, 0.75  # of the samples; the same for pictures
+REASONED_SHARE = 0.05  # of the samples; the others close the think block at once
 NOTHING = "identity"  # the reducer that keeps every token
 TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.22, 0.01, 0.7
 # Of the pictures with print: several are read one after the other, and how many at most.
@@ -248,7 +249,8 @@ class Pool:
         images = random_image_reduction(self.rng)
         reduction = {"video": random_reduction(self.rng), "image": images}
         options = MediaOptions(audio_in_video=True, reduction=reduction)
-        messages = chat(media, turns, answered=True)
+        reasoned = bool(self.rng.random() < REASONED_SHARE)
+        messages = chat(media, turns, answered=True, reasoned=reasoned)
         inputs = self.processor(messages, options=options, with_labels=True)
         inputs = spell_answers(inputs, turns, self.processor.tokenizer)
         return mark_answers(inputs, turns, _items_of(media), self.processor.tokenizer)

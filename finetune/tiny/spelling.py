@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.guide import Span, is_whole, mark, mark_prompt
 from finetune.tiny.audio_data import WORDS
 from finetune.tiny.drawing import COLOURS, SHAPES
-from finetune.tiny.tokenizer import encode_characters
+from finetune.tiny.tokenizer import THINK_END, encode_characters
 from finetune.tiny.turns import Shown, Turn
 from omni.inputs import IGNORE_INDEX, OmniInputs
 
@@ -135,7 +135,7 @@ def _shown_by_token(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> Sequence[
 
 
 def _answers(inputs: OmniInputs) -> list[range]:
-    """Positions of each answer, without the token that ends it."""
+    """Positions of each answer, without reasoning before it and the token that ends it."""
     assert inputs.labels is not None
     labelled = torch.nonzero(inputs.labels[0] != IGNORE_INDEX).flatten().tolist()
     answers: list[range] = []
@@ -144,4 +144,11 @@ def _answers(inputs: OmniInputs) -> list[range]:
             answers[-1] = range(answers[-1].start, position + 1)
         else:
             answers.append(range(position, position + 1))
-    return [answer[:-1] for answer in answers]
+    ids = inputs.input_ids[0].tolist()
+    return [_behind_reasoning(ids, answer[:-1]) for answer in answers]
+
+
+def _behind_reasoning(ids: Sequence[int], said: range) -> range:
+    """Positions of what is said after reasoning and a line break, if there is any."""
+    ends = [position for position in said if ids[position] == THINK_END]
+    return range(ends[0] + 2, said.stop) if ends else said

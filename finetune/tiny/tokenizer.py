@@ -44,6 +44,7 @@ SPECIAL_TOKENS = {
     28: "<so_start>",
     29: "<so_end>",
 }
+THINK_END = next(i for i, token in SPECIAL_TOKENS.items() if token == "</think>")
 NUM_SPECIAL_TOKENS = 30
 MAX_VOCAB_SIZE = 1536
 

@@ -140,13 +140,16 @@ def text_turn(rng: Generator, topic: str | None = None) -> Turn:
     return Turn(topic, questions.ASKERS[topic](rng), replies[topic]())
 
 
-def chat(media: Sequence[Any], turns: Sequence[Turn], *, answered: bool) -> list[dict[str, Any]]:
+def chat(
+    media: Sequence[Any], turns: Sequence[Turn], *, answered: bool, reasoned: bool = False
+) -> list[dict[str, Any]]:
     """Write turns about media as chat messages; the media come with the first question.
 
     Args:
         media: Sources of the media.
         turns: Questions with their answers, in order.
         answered: Whether the last answer is included, for training.
+        reasoned: Whether reasoning comes before the answers.
     """
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns):
@@ -156,8 +159,24 @@ def chat(media: Sequence[Any], turns: Sequence[Turn], *, answered: bool) -> list
         parts.append({"type": "text", "text": turn.question})
         messages.append({"role": "user", "content": parts})
         if answered or number + 1 < len(turns):
-            messages.append({"role": "assistant", "content": turn.answer})
+            said = {"role": "assistant", "content": turn.answer}
+            messages.append({**said, "reasoning_content": _reasoning(turn)} if reasoned else said)
     return messages
+
+
+def _reasoning(turn: Turn) -> str:
+    """What to do, in short: steps that help stand in the answer, which has them always."""
+    if turn.spelled:
+        return "I read."
+    if turn.task in _HEARD:
+        return "I listen."
+    if turn.task in _TOLD:
+        return "I know."
+    return "I look."
+
+
+_HEARD = ("digit", "digits", "word", "which")
+_TOLD = ("name", "abilities", "greeting", "out_of_scope")
 
 
 def reading_turn(rng: Generator, printed: Sequence[Subject]) -> Turn:

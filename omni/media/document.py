@@ -82,6 +82,18 @@ class Document(ABC):
         for index in range(self.num_pages):
             yield self.render(index, dpi)
 
+    def check_rendered(self, index: int, width: int, height: int) -> None:  # noqa: B027 - for PDF
+        """Refuse a page before it is rendered in a size; scans have only their own.
+
+        Args:
+            index: position of the page.
+            width: pixels.
+            height: likewise.
+
+        Raises:
+            MediaLimitError: if the picture would be over `max_pixels`.
+        """
+
     def _check(self, index: int, dpi: float = DEFAULT_DPI) -> None:
         if not 0 <= index < self.num_pages:
             raise RequestError(
@@ -121,6 +133,10 @@ class PdfDocument(Document):
         self._check(index)
         with _open_pdf(self._source, self._password) as pdf, self._page(pdf, index) as page:
             return self._size(page, index)
+
+    def check_rendered(self, index: int, width: int, height: int) -> None:
+        """Refuse a page that would be over `max_pixels`."""
+        self._check_pixels(index, width, height)
 
     def render(self, index: int, dpi: float = DEFAULT_DPI) -> Image:
         """Render one page over white."""

@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 
 from omni import cli
 from tests.support import tiny_omni
+from tests.support.media import write_pdf
 from tests.support.native import forget_library
 
 
@@ -209,6 +210,14 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(run, model_dir, argument
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize("command", ["ask", "plan"])
+def test_a_page_too_large_to_render_is_refused_before(run, model_dir, tmp_path, command):
+    page = write_pdf(tmp_path / "page.pdf", [["A page"]])
+    code, _, err = run(command, "What?", page, "--dpi", 100_000, "--model", model_dir)
+    assert code == 2
+    assert "page.pdf (or lower dpi)" in err
 
 
 def test_a_checkpoint_that_is_none_is_one_line_too(run, tmp_path):

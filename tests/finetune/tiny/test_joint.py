@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.guide import FACT
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.joint_pool import (
     EncodedProcessor,
@@ -15,7 +16,7 @@ from finetune.tiny.joint_pool import (
     random_reduction,
 )
 from finetune.tiny.model_config import build_model, processor_settings
-from finetune.tiny.spelling import spell_answers
+from finetune.tiny.spelling import mark_answers, spell_answers
 from finetune.tiny.subjects import SHARES, Subject, encode_clip
 from finetune.tiny.tokenizer import build_tokenizer
 from finetune.tiny.train_joint import JointTraining, LoadBalance, trained_state
@@ -152,6 +153,25 @@ def test_a_spelled_answer_reads_the_same_and_nothing_else_is_labelled(models):
     labels = spelled.labels[0][spelled.labels[0] != IGNORE_INDEX]
     assert len(labels) == len("Total red 7") + 1
     assert TOKENIZER.decode(labels) == "Total red 7<|im_end|>"
+
+
+def test_reasoning_before_an_answer_leaves_its_letters_and_their_places_as_they_are(models):
+    processor = OmniProcessor(TOKENIZER, models[0].config, processor_settings())
+    edges = np.linspace(0, 1, len("Total 7") + 1)
+    subject = Subject("line", still().medium, {"label": "Total 7"})._replace(edges=edges)
+    turns = turns_about(np.random.default_rng(0), subject)
+    found = []
+    for reasoned in (False, True):
+        messages = chat([subject.medium], turns, answered=True, reasoned=reasoned)
+        inputs = spell_answers(processor(messages, with_labels=True), turns, TOKENIZER)
+        (item,) = mark_answers(inputs, turns, [[0]], TOKENIZER).media
+        marks = item.facts[FACT]
+        said = [int(inputs.input_ids[0, item.start + mark.query + 1]) for mark in marks]
+        found.append((TOKENIZER.decode(said), [mark.tokens for mark in marks]))
+    assert found[0] == found[1]
+    assert found[1][0] == "Total 7"
+    labels = inputs.labels[0][inputs.labels[0] != IGNORE_INDEX]
+    assert TOKENIZER.decode(labels) == "I read.\n</think>\nTotal 7<|im_end|>"
 
 
 def test_each_answer_is_true_of_the_subject_that_the_question_names():

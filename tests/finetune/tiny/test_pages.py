@@ -228,6 +228,7 @@ def test_receipts_are_asked_in_many_wordings(sort):
 
 def test_marks_of_an_answer_point_at_the_cells_of_its_letters(towers, monkeypatch):
     monkeypatch.setattr(joint_pool, "MERGED_SHARE", 0.0)
+    monkeypatch.setattr(joint_pool, "REASONED_SHARE", 0.0)
     processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
     pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
     for seed in range(12):
@@ -254,6 +255,7 @@ def test_marks_of_an_answer_point_at_the_cells_of_its_letters(towers, monkeypatc
 @pytest.mark.parametrize("seed", range(6))
 def test_each_question_about_a_document_is_followed_by_its_own_answer(towers, monkeypatch, seed):
     monkeypatch.setattr(joint_pool, "MERGED_SHARE", 0.0)
+    monkeypatch.setattr(joint_pool, "REASONED_SHARE", 0.0)
     processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
     pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
     subjects = [page_subject(10 * seed + n) for n in range(2)]
@@ -272,6 +274,7 @@ def test_each_question_about_a_document_is_followed_by_its_own_answer(towers, mo
 
 def test_keys_are_marked_where_their_question_spells_them(towers, monkeypatch):
     monkeypatch.setattr(joint_pool, "MERGED_SHARE", 0.0)
+    monkeypatch.setattr(joint_pool, "REASONED_SHARE", 0.0)
     processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
     pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
     num_found = 0
@@ -303,6 +306,7 @@ def test_keys_are_marked_where_their_question_spells_them(towers, monkeypatch):
 
 def test_marks_are_those_of_the_page_behind_a_clip_with_sound(towers, monkeypatch):
     monkeypatch.setattr(joint_pool, "MERGED_SHARE", 0.0)
+    monkeypatch.setattr(joint_pool, "REASONED_SHARE", 0.0)
     processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
     pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
     words = [Clip(np.ones(8000, np.float32), word, "tones") for word in ("one", "two")]

@@ -184,10 +184,11 @@ def test_questions_about_a_scene_by_hand():
     assert asked(three, "count", r"\b(shapes|things|objects|figures)\b(?!.*(red|blue))") >= {
         "One red circle, two blue circle, three blue star: three."
     }
-    assert asked(three, "count", "circles") == {"One red circle, two blue circle: two."}
-    assert asked(three, "count", "stars") == {"One blue star: one."}
-    assert asked(three, "count", "red") == {"One red circle: one."}
-    assert asked(three, "count", "blue") == {"One blue circle, two blue star: two."}
+    circles = "Red circle one, blue circle two, blue star: two."
+    assert asked(three, "count", "circles") == {circles}
+    assert asked(three, "count", "stars") == {"Red circle, blue circle, blue star one: one."}
+    assert asked(three, "count", "red") == {"Red circle one, blue circle, blue star: one."}
+    assert asked(three, "count", "blue") == {"Red circle, blue circle one, blue star two: two."}
     assert asked(three, "shape", "red") == {"Circle."}
     assert asked(three, "shape", "blue") == set()  # there are two
     assert asked(three, "colour", "star") == {"Blue."}
