@@ -51,6 +51,8 @@ TEXT_SHARE, PAIR_SHARE, OFF_TOPIC_SHARE, MORE_TURNS_SHARE = 0.05, 0.22, 0.01, 0.
 SEVERAL_SHARE = {"band": 0.2, "line": 0.6}
 MOST_PICTURES = {"band": 5, "line": 14}
 DOCUMENT_SHARE, MOST_PAGES = 0.4, 5  # of the pages: one or several as a document
+# Of a document's other pages, those that show one of these instead of text.
+PICTURE_PAGE_SHARE, PICTURES = 0.3, ("still", "scene", "photo", "handwritten", "line")
 ROW_TOKENS = 512  # rows of packed samples, unless a sample is longer
 LENGTH_STEP = 128  # of rows: each new length costs the products milliseconds to prepare for
 
@@ -223,10 +225,10 @@ class Pool:
             return self._inputs([encoded], [text_turn(rng)])
         count = 4 if rng.random() < MORE_TURNS_SHARE else 1
         if task == "page" and rng.random() < DOCUMENT_SHARE:
-            others = (self._held(task) for _ in range(int(rng.integers(MOST_PAGES))))
-            pages = (encoded, *others)
-            turns = document_turns(rng, [e.subject for e in pages], count=count)
-            return self._inputs([EncodedDocument(pages)], turns)
+            drawn = [encoded, *(self._page() for _ in range(int(rng.integers(MOST_PAGES))))]
+            pages = [drawn[i] for i in rng.permutation(len(drawn))]
+            turns = document_turns(rng, [page.subject for page in pages], count=count)
+            return self._inputs([EncodedDocument(tuple(pages))], turns)
         return self._inputs([encoded], turns_about(rng, encoded.subject, count=count))
 
     def batch(self, size: int) -> tuple[OmniInputs, Places | None]:
@@ -239,6 +241,13 @@ class Pool:
         return [
             str(t) for t in self.rng.choice(list(self.shares), count, p=chances / chances.sum())
         ]
+
+    def _page(self) -> Encoded:
+        """A page of a document: text, or now and then a picture."""
+        pictures = [task for task in PICTURES if self.held.get(task)]
+        if pictures and self.rng.random() < PICTURE_PAGE_SHARE:
+            return self._held(str(self.rng.choice(pictures)))
+        return self._held("page")
 
     def _held(self, task: str) -> Encoded:
         return self.held[task][int(self.rng.integers(len(self.held[task])))]

@@ -388,6 +388,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
+    parser.add_argument(
+        "--validation-items",
+        type=int,
+        default=JointTraining(steps=1).validation_items,
+        help="held-out subjects a task",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -401,6 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shares=dict(options.share),
         guidance=options.guidance,
         band_letters=options.band_letters,
+        validation_items=options.validation_items,
         seed=options.seed,
     )
     train(

@@ -81,8 +81,8 @@ class VisionTraining:
         max_grad_norm: Gradients are clipped to this norm.
         save_every: Steps between checkpoints.
         evaluate_every: Steps between evaluations on a part of the validation set.
-        validation_items: Items a task in such a part; the last evaluation uses 2,560
-            real and 640 drawn ones.
+        validation_items: Items a task in such a part; the last evaluation has eight times as many
+            real ones and twice as many drawn ones.
         seed: Seed of weights and data.
         bfloat16: Multiply matrices in bfloat16; weights stay float32. By default, if it is faster.
         num_workers: Processes that make batches; 0 makes them in the training process.
@@ -319,7 +319,8 @@ def train(
         if is_last:
             break
 
-    figures = evaluate(tower, heads, validation_tasks(data, 2560, 640), bfloat16=False)
+    items = settings.validation_items
+    figures = evaluate(tower, heads, validation_tasks(data, 8 * items, 2 * items), bfloat16=False)
     report = {
         "steps": done,
         "seconds": round(seconds),
@@ -392,12 +393,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"items of a task in a step; one of {', '.join(BatchSizes._fields)}",
     )
     parser.add_argument("--threads", type=int, default=1, help="cores of the training process")
+    parser.add_argument(
+        "--validation-items",
+        type=int,
+        default=VisionTraining(steps=1).validation_items,
+        help="held-out items a task",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     sizes = BatchSizes()._replace(**dict(options.items))
     plain = VisionTraining(
-        steps=options.steps, minutes=options.minutes, seed=options.seed, sizes=sizes
+        steps=options.steps,
+        minutes=options.minutes,
+        seed=options.seed,
+        sizes=sizes,
+        validation_items=options.validation_items,
     )
     # The full rates wipe out in a hundred steps what a trained tower knows.
     settings = plain if options.initial is None else plain.continued()

@@ -201,15 +201,27 @@ def document_turns(rng: Generator, pages: Sequence[Subject], *, count: int = 1) 
 
     Args:
         rng: Source of randomness.
-        pages: Of one document, in order.
+        pages: Of one document, in order; some may be pictures of another kind.
         count: Most questions.
     """
     turns = [turn_of(ask_page_count(rng, len(pages)))]
     for _ in range(count):
         number = int(rng.integers(len(pages)))
+        if pages[number].task != "page":
+            turns.append(_picture_page_turn(rng, pages[number], number))
+            continue
         asked = ask_page(rng, pages[number].facts["page"], number if len(pages) > 1 else None)
         turns.append(_page_turn(asked[0], pages[number], number))
     return [turns[i] for i in rng.permutation(len(turns))[:count]]
+
+
+def _picture_page_turn(rng: Generator, subject: Subject, number: int) -> Turn:
+    """What is asked of a picture alone, about a page that shows nothing else."""
+    turn = turns_about(rng, subject)[0]
+    place = f"page {number + 1}"
+    lead = str(rng.choice([f"On {place}:", f"{place.capitalize()}:", f"About {place}:"]))
+    shown = tuple(part and part._replace(medium=number) for part in turn.shown)
+    return turn._replace(question=f"{lead} {turn.question}", shown=shown)
 
 
 def _page_turn(asked: Asked, subject: Subject, medium: int) -> Turn:

@@ -19,6 +19,7 @@ from finetune.tiny.documents import (
     WIDTHS,
     random_page,
 )
+from finetune.tiny.drawing import random_still
 from finetune.tiny.fonts import find_fonts
 from finetune.tiny.joint_pool import EncodedDocument, EncodedProcessor, Pool, encode_subjects
 from finetune.tiny.model_config import build_model, processor_settings
@@ -270,6 +271,32 @@ def test_each_question_about_a_document_is_followed_by_its_own_answer(towers, mo
     assert said_at(inputs, marks) == "".join(
         letters(turn.answer) if turn.spelled else "One, two" for turn in turns
     )
+
+
+def test_a_picture_among_pages_is_asked_about_by_the_number_of_its_page():
+    pixels, facts = random_still(np.random.default_rng(0))
+    still = Subject("still", load_media(np.ascontiguousarray(pixels)), facts)
+    pages = [page_subject(1), still, page_subject(2)]
+    tasks = set()
+    for seed in range(40):
+        for turn in document_turns(np.random.default_rng(seed), pages, count=3):
+            of_picture = turn.task in ("colour", "shape", "shape_colour")
+            assert ("page 2" in turn.question.lower()) == of_picture
+            tasks.add(turn.task)
+    assert {"count", "colour", "shape", "title"} <= tasks
+
+
+def test_documents_of_the_pool_hold_pictures_now_and_then(towers):
+    processor = EncodedProcessor(TOKENIZER, towers.config, processor_settings())
+    pool = Pool(Pages(), towers, processor, seed=0, capacity=0, shares={"page": 1.0})
+    pixels, facts = random_still(np.random.default_rng(0))
+    still = Subject("still", load_media(np.ascontiguousarray(pixels)), facts)
+    page, picture = encode_subjects(towers, processor.settings, [page_subject(1), still])
+    pool.held = {"page": [page], "still": [picture]}
+    drawn = [pool._page() for _ in range(200)]
+    assert 30 < sum(one is picture for one in drawn) < 90
+    pool.held = {"page": [page]}
+    assert pool._page() is page
 
 
 def test_keys_are_marked_where_their_question_spells_them(towers, monkeypatch):
