@@ -30,10 +30,10 @@ from torch.nn import functional as F
 
 from finetune.data import BadRow, Dataset, Sample, encode_sample
 from finetune.exploration import exploring, policy_loss
-from finetune.state import check_same_run
+from finetune.state import check_same_run, refuse_to_start_over
 from omni.adapters import fingerprint
 from omni.config import MODALITIES
-from omni.errors import CheckpointError, RequestError
+from omni.errors import RequestError
 from omni.inputs import IGNORE_INDEX, Modality, OmniInputs, collate
 from omni.model import OmniModel
 from omni.options import MediaOptions
@@ -183,11 +183,8 @@ def train_scorers(
         raise RequestError("Expected at least one conversation to train on, found none.")
     identity: dict[str, Any] = {}
     if out is not None:
-        if not resume and (out / STATE_FILE).exists():
-            raise CheckpointError(
-                f"{out} holds the state of a run. Go on with it by --resume, choose another "
-                f"folder, or remove {out / STATE_FILE} to start over."
-            )
+        if not resume:
+            refuse_to_start_over(out, STATE_FILE)
         identity = _identity(settings, conversations, model)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)

@@ -20,19 +20,20 @@ BEST = "best.safetensors"
 KEPT = 2  # the newest checkpoints; older ones are removed
 
 
-def refuse_to_start_over(out: Path) -> None:
+def refuse_to_start_over(out: Path, states: str = f"{FOLDER}/step-*") -> None:
     """Keep a new run from removing the state of another, and from being resumed with it.
 
     Args:
         out: Folder of the new run.
+        states: Pattern of the states of runs in it.
 
     Raises:
         CheckpointError: It holds a state.
     """
-    if found := sorted((out / FOLDER).glob("step-*")):
+    if found := sorted(out.glob(states)):
         raise CheckpointError(
             f"{out} holds the state of a run, {found[-1].name}. Go on with it by --resume, choose "
-            f"another folder, or remove {out / FOLDER} to start over."
+            f"another folder, or remove {out / Path(states).parts[0]} to start over."
         )
 
 

@@ -52,7 +52,7 @@ SEVERAL_SHARE = {"band": 0.2, "line": 0.6}
 MOST_PICTURES = {"band": 5, "line": 14}
 DOCUMENT_SHARE, MOST_PAGES = 0.4, 5  # of the pages: one or several as a document
 # Of a document's other pages, those that show one of these instead of text.
-PICTURE_PAGE_SHARE, PICTURES = 0.3, ("still", "scene", "photo", "handwritten", "line")
+PICTURE_PAGE_SHARE, PICTURE_PAGES = 0.3, ("still", "scene", "photo", "handwritten", "line")
 ROW_TOKENS = 512  # rows of packed samples, unless a sample is longer
 LENGTH_STEP = 128  # of rows: each new length costs the products milliseconds to prepare for
 
@@ -244,7 +244,7 @@ class Pool:
 
     def _page(self) -> Encoded:
         """A page of a document: text, or now and then a picture."""
-        pictures = [task for task in PICTURES if self.held.get(task)]
+        pictures = [task for task in PICTURE_PAGES if self.held.get(task)]
         if pictures and self.rng.random() < PICTURE_PAGE_SHARE:
             return self._held(str(self.rng.choice(pictures)))
         return self._held("page")

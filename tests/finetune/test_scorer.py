@@ -194,6 +194,16 @@ def test_a_state_of_other_data_or_another_model_is_refused_and_none_is_started_o
     assert (tmp_path / STATE_FILE).read_bytes() == kept
 
 
+def test_other_rows_of_the_same_number_are_other_data(tmp_path: Path) -> None:
+    model, found = tiny_omni.assistant().model, set()
+    for answer in ("yes", "no", "yes"):
+        file = tmp_path / f"{len(found)}.jsonl"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        file.write_text(json.dumps({"messages": turns}))
+        found.add(scorer_module._identity(training(), open_dataset(file), model)["data"])
+    assert len(found) == 2
+
+
 def test_distillation_alone_needs_no_true_answer_to_be_learned() -> None:
     """With weight 1 the answers' words only say where to compare: their loss has no part."""
     losses: list[float] = []
