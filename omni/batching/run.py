@@ -2,8 +2,7 @@
 
 1. Take the next few tasks: item, span, question. What the journal has is done.
 2. Open their media in the decoder process and build their prompts; lengths are known now.
-3. Answer them in groups of similar length, media of several questions once. A group that fails is
-   answered part by part.
+3. Answer them in groups of similar length, media of several questions once (`answering.py`).
 4. Write each result to the journal when it is there, and yield the records in order.
 
 The model has threads of its own, which answer a group each: meanwhile the next tasks are opened,
@@ -13,39 +12,36 @@ The final file is a function of items, questions and journal, so it does not mat
 was stopped, nor which prompts shared a batch: an answer at temperature 0 does not depend on that.
 """
 
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import omni
 from omni.assistant import Assistant
 from omni.batching import decoders
-from omni.batching.combining import combined_prompt
+from omni.batching.answering import Answerer
 from omni.batching.identity import settings_of
 from omni.batching.items import Item, ItemSource, in_shard, parse_shard
-from omni.batching.journal import Journal
 from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.model_threads import default_workers, model_threads
-from omni.batching.opening import Opener, held_bytes
+from omni.batching.opening import Opener
 from omni.batching.option_checks import check_options
-from omni.batching.output import Writer, as_line, check_ours, open_writer, sidecar
+from omni.batching.output import Writer, check_ours, open_writer
 from omni.batching.questions import read_questions
-from omni.batching.results import make_record, make_result
-from omni.batching.spans import check_chunk, cut
+from omni.batching.results import Results, make_record
+from omni.batching.spans import check_chunk
 from omni.batching.summary import Summary
 from omni.batching.tasks import TaskSource
 from omni.budget import parse_bytes
-from omni.errors import ContextLengthError, MediaError, RequestError, StoppedError
+from omni.errors import RequestError
 from omni.feature_cache import FeatureCache
 from omni.identity import fingerprint
 from omni.media import Media
-from omni.reply import Reply
-from omni.stopping import Stop, check_stop, stoppable
+from omni.stopping import Stop
 
 HELD_BYTES = 24 * 2**20  # of pictures and recordings that wait; twice, with those being answered
 MAX_KNOWN_TASKS = 128  # that need no answer any more, after which their records are written
@@ -129,7 +125,6 @@ class BatchRun(Iterator[dict[str, Any]]):
                 "--chunk 60s) with it."
             )
         self.assistant = assistant
-        self.combine = combine
         self.source = ItemSource(items, expand=expand)
         self.shard = parse_shard(shard) if isinstance(shard, str) else shard
         asked = read_questions(questions)
@@ -139,24 +134,20 @@ class BatchRun(Iterator[dict[str, Any]]):
                 "FORM), or a manifest whose rows have them."
             )
         media, generation = check_options(assistant, asked, options, is_cached=cache is not None)
-        self.options = {name: value for name, value in options.items() if name != "schema"}
         self.workers = workers or default_workers(assistant.model)
         if media.max_memory is not None:
             self.workers = 1
-        self.batch_size, self.rows = batch_size, 0
+        self.batch_size, rows = batch_size, 0
         if generation.temperature > 0 or media.max_memory is not None:
-            self.batch_size = self.rows = 1
+            self.batch_size = rows = 1
         self.cache: FeatureCache | None = None
         if cache is not None:
             most = parse_bytes(cache_size)
             self.cache = FeatureCache(Path(cache), assistant.model, max_bytes=most)
         own = fingerprint(assistant.model, assistant.processor)
-        self.model = {"name": assistant.name, "fingerprint": own}
-        settings = settings_of(media, generation)
-        settings |= {name: options.get(name) for name in ("thinking", "tools")}
-        self.provenance = {
+        provenance = {
             "seed": generation.seed,
-            "model": self.model,
+            "model": {"name": assistant.name, "fingerprint": own},
             "versions": {
                 "omni": omni.__version__,
                 **{name: version(name) for name in ("torch", "transformers")},
@@ -165,27 +156,23 @@ class BatchRun(Iterator[dict[str, Any]]):
         self.timeout_s = timeout_s
         self.opener: Opener | None = None
         self.summary = Summary()
-        self.out = None if out is None else Path(out)
-        if self.out is not None:
-            check_ours(self.out)
-        self.writer: Writer | None = None if self.out is None else open_writer(self.out)
+        file = None if out is None else Path(out)
+        if file is not None:
+            check_ours(file)
+        self.writer: Writer | None = None if file is None else open_writer(file)
         try:
-            self.journal = Journal(
-                None if self.out is None else sidecar(self.out, "journal"),
-                forget_errors=retry_errors,
-            )
+            self.results = Results(file, provenance, self.summary, forget_errors=retry_errors)
         except RequestError:
             if self.writer is not None:
                 self.writer.discard()
             raise
-        self.timings: IO[bytes] | None = None
-        if self.out is not None:
-            self.timings = sidecar(self.out, "timings").open("ab")
+        settings = settings_of(media, generation)
+        settings |= {name: options.get(name) for name in ("thinking", "tools")}
         self.tasks = TaskSource(
             self.source,
             asked,
             processor=assistant.processor,
-            journal=self.journal,
+            journal=self.results.journal,
             open_media=self._open,
             fingerprint=own,
             settings=settings,
@@ -197,7 +184,19 @@ class BatchRun(Iterator[dict[str, Any]]):
         )
         self.awaited: set[str] = set()  # keys of what is opened and not yet answered
         self.stop = Stop()  # of what the model is at
-        self.lock = threading.Lock()
+        self.answerer = Answerer(
+            assistant,
+            self.results,
+            open_media=self._open,
+            options={name: value for name, value in options.items() if name != "schema"},
+            cache=self.cache,
+            batch_size=self.batch_size,
+            rows=rows,
+            at_once=self.workers,
+            instruction=combine or "",
+            halves=self.tasks.halves,
+            stop=self.stop,
+        )
         self.records = self._run()
 
     def __next__(self) -> dict[str, Any]:
@@ -221,9 +220,7 @@ class BatchRun(Iterator[dict[str, Any]]):
         if self.opener is not None:
             decoders.keep(self.assistant, self.opener.decoder)
             self.opener = None
-        self.journal.close()
-        if self.timings is not None:
-            self.timings.close()
+        self.results.close()
         if self.writer is not None:
             self.writer.discard()
 
@@ -237,10 +234,10 @@ class BatchRun(Iterator[dict[str, Any]]):
         try:
             for window in self._windows():
                 groups = find_groups(window, self.batch_size, at_once=self.workers)
-                answered = [model.submit(self._answer_group, group) for group in groups]
+                answered = [model.submit(self.answerer.answer_group, group) for group in groups]
                 if combining := [task for task in window if task.parts]:
                     # Its turn comes when the groups before it have begun, so it can wait for them.
-                    answered.append(model.submit(self._combine, combining, tuple(answered)))
+                    answered.append(model.submit(self.answerer.combine, combining, tuple(answered)))
                 following = (window, answered)
                 if before is not None:
                     yield from self._records(*before, model)
@@ -255,8 +252,6 @@ class BatchRun(Iterator[dict[str, Any]]):
             model.shutdown(cancel_futures=True)
             self._release()
 
-    # ---------------------------------------------------------------- 1. tasks
-
     def _windows(self) -> Iterator[list[Task]]:
         """Tasks in order, in windows whose opened media are little enough to hold."""
         window: list[Task] = []
@@ -264,14 +259,14 @@ class BatchRun(Iterator[dict[str, Any]]):
         full = self.batch_size
         for _, tasks in groupby(self.tasks, key=lambda task: (id(task.item), task.span)):
             lot = Lot(tasks)
-            new = [t for t in lot if self._find(t) is None and t.key not in self.awaited]
+            new = [t for t in lot if self.results.find(t) is None and t.key not in self.awaited]
             known += len(lot)
             if new and (error := new[0].error) is not None:
                 for task in new:
-                    self._fail(task, error)
+                    self.results.fail(task, error)
             elif new and not new[0].parts:
                 self.awaited.update(task.key for task in new)
-                held, waiting = held + self._prepare(new), waiting + 1
+                held, waiting = held + self.answerer.prepare(new), waiting + 1
                 known -= len(new)
             window += lot
             if waiting >= full or held > HELD_BYTES or known >= MAX_KNOWN_TASKS:
@@ -282,140 +277,9 @@ class BatchRun(Iterator[dict[str, Any]]):
         if window:
             yield window
 
-    # ---------------------------------------------------------------- 2. prompts
-
     def _open(self, path: str, content: str | None) -> Media:
         assert self.opener is not None
         return self.opener(path, content)
-
-    def _prepare(self, tasks: Sequence[Task]) -> int:
-        """Open media and build the prompts of all questions about them; errors are results.
-
-        Returns:
-            Bytes that the opened media hold.
-        """
-        begin = time.perf_counter()
-        try:
-            media = [
-                cut(self._open(path, tasks[0].sha256), tasks[0].span)
-                for path in tasks[0].item.paths
-            ]
-        except Exception as error:
-            for task in tasks:
-                self._fail(task, error)
-            return 0
-        for task in tasks:
-            try:
-                content = [{"type": "media", "media": medium} for medium in media]
-                content.append({"type": "text", "text": task.question})
-                turn = {"role": "user", "content": content}
-                task.inputs = self.assistant.prepare([turn], **self.options)
-                if self.cache is not None:
-                    task.inputs = self.cache(task.inputs, f"{task.sha256} {task.span}")
-            except Exception as error:
-                self._fail(task, error)
-            task.open_s, begin = time.perf_counter() - begin, time.perf_counter()
-        return sum(map(held_bytes, media))
-
-    def _prepare_combined(self, task: Task) -> None:
-        """Build the prompt of what combines answers; too many are first combined by halves."""
-        begin = time.perf_counter()
-        try:
-            found = [(part.span, self._find(part)) for part in task.halves or task.parts]
-            known = [(span, result) for span, result in found if span and result]
-            text = combined_prompt(self.combine or "", task.question, known)
-            turn = {"role": "user", "content": text}
-            task.inputs = self.assistant.prepare([turn], **self.options)
-        except ContextLengthError as error:
-            if task.halves or len(task.parts) < 4:
-                self._fail(task, error)
-                return
-            task.halves = self.tasks.halves(task)
-            self._answer_combined(task.halves)
-            self._prepare_combined(task)
-        except Exception as error:
-            self._fail(task, error)
-        task.open_s = time.perf_counter() - begin
-
-    # ---------------------------------------------------------------- 3. answers
-
-    def _answer_group(self, group: Sequence[Lot]) -> None:
-        with stoppable(self.stop):
-            check_stop()
-            self._answer(group)
-
-    def _combine(self, tasks: Sequence[Task], parts: Sequence[Future[None]]) -> None:
-        for part in parts:
-            part.result()
-        self._answer_combined(tasks)
-
-    def _answer_combined(self, tasks: Sequence[Task]) -> None:
-        """Answer what combines answers, when these are there."""
-        waiting = {task.key: task for task in tasks if self._find(task) is None}
-        for task in waiting.values():
-            self._prepare_combined(task)
-        for group in find_groups(list(waiting.values()), self.batch_size, at_once=self.workers):
-            self._answer_group(group)
-
-    def _answer(self, group: Sequence[Lot]) -> None:
-        try:
-            prompts = [[task.inputs for task in lot if task.inputs is not None] for lot in group]
-            schemas = [task.schema for lot in group for task in lot if task.inputs is not None]
-            replies = self.assistant.reply_lots(
-                prompts, rows=self.rows, schemas=schemas, **self.options
-            )
-        except StoppedError:
-            raise
-        except Exception as error:
-            if len(group) > 1:  # one of them is to blame: alone, the others get their answers
-                for lot in group:
-                    self._answer([lot])
-            elif len(group[0]) > 1 and not isinstance(error, MediaError):
-                for task in group[0]:
-                    self._answer([Lot([task])])
-            else:
-                for task in group[0]:
-                    self._fail(task, error)
-            return
-        tasks = [task for lot in group for task in lot]
-        for task, reply in zip(tasks, replies, strict=True):
-            self.journal.add(task.key, {**make_result(reply), **self.provenance})
-            self._note_times(task, reply, len(tasks))
-            task.inputs = None
-
-    def _fail(self, task: Task, error: Exception) -> None:
-        lines = str(error).splitlines()
-        found = {"class": type(error).__name__, "message": lines[0] if lines else ""}
-        self.journal.add(task.error_key, {"error": found, **self.provenance})
-        task.inputs = task.error = None  # an error holds on to the frames that it came through
-        self._count_computed()
-
-    def _count_computed(self) -> None:
-        with self.lock:  # the model's thread counts, too
-            self.summary.computed += 1
-
-    def _note_times(self, task: Task, reply: Reply, size: int) -> None:
-        self._count_computed()
-        if self.timings is None:
-            return
-        self.timings.write(
-            as_line(
-                {
-                    "key": task.key,
-                    "item": task.item.name,
-                    "span": None if task.span is None else task.span.to_dict(),
-                    "question": task.question,
-                    "seconds": {"open": round(task.open_s, 4), **reply.ledger.seconds},
-                    "batch": size,
-                }
-            )
-        )
-        self.timings.flush()
-
-    # ---------------------------------------------------------------- 4. records
-
-    def _find(self, task: Task) -> dict[str, Any] | None:
-        return self.journal.get(task.key) or self.journal.get(task.error_key)
 
     def _records(
         self, window: Sequence[Task], answered: Sequence[Future[None]], model: ThreadPoolExecutor
@@ -425,9 +289,9 @@ class BatchRun(Iterator[dict[str, Any]]):
             group.result()
         self.awaited.difference_update(task.key for task in window)
         for task in window:
-            if self._find(task) is None:  # an equal file before it has failed
-                model.submit(self._answer_again, task).result()
-            found = self._find(task)
+            if self.results.find(task) is None:  # an equal file before it has failed
+                model.submit(self.answerer.answer_again, task).result()
+            found = self.results.find(task)
             assert found is not None
             record = make_record(task, found)
             if self.writer is not None:
@@ -437,11 +301,3 @@ class BatchRun(Iterator[dict[str, Any]]):
             self.summary.count(record)
             self.summary.seconds = time.perf_counter() - self.begin
             yield record
-
-    def _answer_again(self, task: Task) -> None:
-        if task.parts:
-            self._answer_combined([task])
-            return
-        self._prepare([task])
-        for group in find_groups([task], self.batch_size, at_once=self.workers):
-            self._answer_group(group)
