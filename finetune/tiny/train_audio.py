@@ -46,6 +46,7 @@ from finetune.tiny.audio_tower import (
 )
 from finetune.tiny.audio_voices import synthetic_clips
 from finetune.tiny.optimizers import build_optimizers, set_rates
+from finetune.tiny.schedule import share_of_run, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class AudioTraining:
         learning_rate: AdamW's highest learning rate.
         muon_learning_rate: Muon's highest learning rate; an update's root mean square is 0.2 of it.
         weight_decay: Muon's, on the matrices of the tower's layers only.
-        warmup_steps: Steps of linear warm-up of both learning rates, before the cosine to 0.
+        warmup_steps: Steps of linear warm-up of both learning rates, or a fifth of all; a cosine
+            falls to 0.
         refresh: Share of a batch that is replaced in the pool after each step.
         sequence_every: Each n-th step is on digit sequences.
         label_smoothing: Of the label head.
@@ -308,13 +310,12 @@ def train(
 
 def share_done(step: int, seconds: float, settings: AudioTraining) -> float:
     """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
-    by_clock = seconds / (60 * settings.minutes) if settings.minutes else 0.0
-    return min(max(step / settings.steps, by_clock), 1.0)
+    return share_of_run(step, settings.steps, seconds, settings.minutes)
 
 
 def schedule_at(step: int, done: float, settings: AudioTraining) -> float:
     """Return the share of the highest rates: linear warm-up, then a cosine down to zero."""
-    warm = min((step + 1) / settings.warmup_steps, 1.0)
+    warm = warm_up(step, settings.steps, settings.warmup_steps)
     return warm * 0.5 * (1 + math.cos(math.pi * done))
 
 

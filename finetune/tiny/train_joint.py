@@ -36,6 +36,7 @@ from finetune.tiny.joint_pool import (
 from finetune.tiny.model_config import build_model, load_towers, processor_settings
 from finetune.tiny.optimizers import build_optimizers, set_rates
 from finetune.tiny.precision import bfloat16_is_faster
+from finetune.tiny.schedule import share_of_run, warm_up
 from finetune.tiny.score import score_answer
 from finetune.tiny.subjects import SHARES, Subjects
 from finetune.tiny.tokenizer import build_tokenizer
@@ -62,7 +63,7 @@ class JointTraining:
         batch_size: Samples in a step.
         learning_rate: AdamW's; kept after `warmup_steps` until it falls linearly to 2 % at the end.
         muon_learning_rate: Muon's, with the same schedule.
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps of linear warm-up, or a fifth of all.
         decay_share: Share of the steps in which the learning rate falls.
         weight_decay: Muon's.
         max_grad_norm: Gradients are clipped to this norm.
@@ -111,12 +112,11 @@ class JointTraining:
 
     def share_done(self, step: int, seconds: float) -> float:
         """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
-        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(max(step / self.steps, by_clock), 1.0)
+        return share_of_run(step, self.steps, seconds, self.minutes)
 
     def schedule_at(self, step: int, done: float) -> float:
         """Return the share of the learning rates at a step, when so much of the run is over."""
-        warm = min((step + 1) / self.warmup_steps, 1.0)
+        warm = warm_up(step, self.steps, self.warmup_steps)
         return warm * max(0.02, min(1.0, (1 - done) / self.decay_share))
 
 

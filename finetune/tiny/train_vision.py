@@ -26,6 +26,7 @@ from transformers import RadioModel
 
 from finetune.tiny.optimizers import build_optimizers, set_rates
 from finetune.tiny.precision import bfloat16_is_faster
+from finetune.tiny.schedule import share_of_run, warm_up
 from finetune.tiny.vision_batches import BatchSizes, VisionBatches, validation_tasks
 from finetune.tiny.vision_data import IGNORE, Task, spell
 from finetune.tiny.vision_tower import VisionHeads, build_tower, encode, fold, tower_config
@@ -77,7 +78,8 @@ class VisionTraining:
         learning_rate: AdamW's highest learning rate.
         muon_learning_rate: Muon's highest learning rate; an update's root mean square is 0.2 of it.
         weight_decay: Muon's, on the matrices of the tower's layers only.
-        warmup_steps: Steps of linear warm-up of both learning rates, before the cosine to 0.
+        warmup_steps: Steps of linear warm-up of both learning rates, or a fifth of all; a cosine
+            falls to 0.
         max_grad_norm: Gradients are clipped to this norm.
         save_every: Steps between checkpoints.
         evaluate_every: Steps between evaluations on a part of the validation set.
@@ -107,28 +109,27 @@ class VisionTraining:
     reads: bool = False
     head_steps: int = 200
 
-    def continued(self) -> "VisionTraining":
-        """Return the settings of a run that starts from trained weights."""
+    def continued(self, rates: float = CONTINUED_RATE) -> "VisionTraining":
+        """Return the settings of a run that starts from trained weights.
+
+        Args:
+            rates: Share of the learning rates; the less time there is, the smaller.
+        """
         return replace(
             self,
             reads=True,
-            learning_rate=CONTINUED_RATE * self.learning_rate,
-            muon_learning_rate=CONTINUED_RATE * self.muon_learning_rate,
+            learning_rate=rates * self.learning_rate,
+            muon_learning_rate=rates * self.muon_learning_rate,
         )
 
     def share_done(self, step: int, seconds: float) -> float:
         """Say how much of the run is over, by steps or by the clock, from 0 to 1."""
-        if step >= self.steps:
-            return 1.0
-        by_steps = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(max(by_steps, by_clock, 0.0), 1.0)
+        return share_of_run(step, self.steps, seconds, self.minutes)
 
     def schedule_at(self, step: int, seconds: float = 0.0) -> float:
         """Return the share of the highest learning rates at a step counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        return 0.5 * (1 + math.cos(math.pi * self.share_done(step, seconds)))
+        warm = warm_up(step, self.steps, self.warmup_steps)
+        return warm * 0.5 * (1 + math.cos(math.pi * self.share_done(step, seconds)))
 
 
 def head_scores(
@@ -385,6 +386,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
     parser.add_argument(
+        "--continued-rate",
+        type=float,
+        default=CONTINUED_RATE,
+        help="share of the learning rates, with --initial",
+    )
+    parser.add_argument(
         "--items",
         action="append",
         default=[],
@@ -411,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         validation_items=options.validation_items,
     )
     # The full rates wipe out in a hundred steps what a trained tower knows.
-    settings = plain if options.initial is None else plain.continued()
+    settings = plain if options.initial is None else plain.continued(options.continued_rate)
     train(
         options.data,
         options.out,

@@ -47,7 +47,6 @@ from finetune.tiny.train_audio import (
     compute_loss,
     evaluate,
     schedule_at,
-    share_done,
     train,
 )
 
@@ -281,14 +280,6 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(rates[9], abs=0.01)
     assert rates[100] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_run_is_over_by_steps_or_by_the_clock_whichever_comes_first():
-    settings = AudioTraining(steps=100, minutes=10)
-    assert share_done(50, 60, settings) == 0.5
-    assert share_done(50, 540, settings) == 0.9
-    assert share_done(100, 1, settings) == share_done(1, 6000, settings) == 1.0
-    assert share_done(50, 1e9, AudioTraining(steps=100)) == 0.5
 
 
 def test_a_drawn_batch_is_of_about_one_length():

@@ -236,14 +236,6 @@ def test_the_learning_rate_warms_up_holds_and_falls():
     assert sorted(rates[500:], reverse=True) == rates[500:]
 
 
-def test_a_run_is_over_by_steps_or_by_the_clock_whichever_comes_first():
-    settings = JointTraining(steps=100, minutes=10)
-    assert settings.share_done(50, 60) == 0.5
-    assert settings.share_done(50, 540) == 0.9
-    assert settings.share_done(100, 1) == settings.share_done(1, 6000) == 1.0
-    assert JointTraining(steps=100).share_done(50, 1e9) == 0.5
-
-
 def test_shares_that_are_not_given_keep_their_proportions():
     whole = sum(SHARES.values())
     everything = {task: share / whole for task, share in SHARES.items()}
