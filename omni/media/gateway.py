@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from omni.errors import CorruptMediaError, MediaError, RequestError, UnsupportedMediaError
+from omni.media import animation
 from omni.media.audio import Audio, audio_from_array, load_audio_file
 from omni.media.audio_pyav import load_audio_track
 from omni.media.container import demuxer_of, first_video_stream, open_container
@@ -34,7 +35,6 @@ MediaSource: TypeAlias = (
     "np.ndarray | Tensor"
 )
 VideoBackend = Literal["auto", "pyav", "decord"]
-ANIMATIONS = ("GIF",)  # pictures which FFmpeg also reads as video, if that is asked for
 
 
 def load_media(
@@ -57,12 +57,13 @@ def load_media(
             (F, H, W, 3) with `fps`, or a waveform (samples,) or (channels, samples) with
             `sampling_rate`.
         kind: what the caller expects; None accepts every kind. "audio" takes the audio track of a
-            video, "video" reads a GIF as an animation, "document" takes a TIFF of one page.
+            video, "video" reads an animated picture (GIF, WebP, PNG, AVIF) with all of its frames,
+            "document" takes a TIFF of one page.
         limits: bounds on bytes, pixels, seconds, frames and pages.
         allowed_roots: directories below which paths must lie; None allows every path.
         sampling_rate: rate in Hz of a waveform array; only for arrays.
         fps: frames a second of a video array; only for arrays.
-        video_backend: "auto" is PyAV.
+        video_backend: "auto" is PyAV. Of animated pictures only a GIF is read by it or decord.
         password: of an encrypted PDF.
         allow_network: whether web addresses are fetched.
 
@@ -147,8 +148,12 @@ def _from_encoded(
             _expect(source, f"a TIFF document of {num_pages} pages", "document", kind)
             return TiffDocument(source, limits)
     if family in ("image", "tiff"):
-        if kind == "video" and format_name in ANIMATIONS:
+        if kind == "video" and format_name == "GIF":
             return _load_video(source, limits, video_backend)
+        if kind == "video" and format_name in animation.FORMATS:
+            found = animation.load_animation(source, limits)
+            if found is not None:
+                return found
         _expect(source, f"an image ({format_name})", "image", kind)
         return load_image(source, limits)
     if family == "audio":

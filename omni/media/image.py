@@ -78,8 +78,8 @@ def load_image(source: Source, limits: MediaLimits) -> Image:
         image = Image(values=picture_pixels(picture, source.name), name=source.name)
     if is_animated:  # what happens in the block above is not shown
         warnings.warn(
-            f"{source.name}: found an animation, of which the first frame is used. A GIF is "
-            "read as a video by omni.load_media(path, kind='video').",
+            f"{source.name}: found an animation, of which the first frame is used. It is read as a "
+            "video by omni.load_media(path, kind='video').",
             stacklevel=2,
         )
     return image
@@ -96,7 +96,7 @@ def image_from_pil(
         UnsupportedMediaError: if its pixel format has no defined picture.
     """
     _check_size(picture, limits, name)
-    with _pillow_errors(name):
+    with pillow_errors(name):
         return Image(values=picture_pixels(picture, name), name=name)
 
 
@@ -183,7 +183,7 @@ def open_picture(source: Source, limits: MediaLimits) -> Iterator[PIL.Image.Imag
     """
     with (
         source.open() as file,
-        _pillow_errors(source.name),
+        pillow_errors(source.name),
         PIL.Image.open(cast(IO[bytes], file), formats=PIL_FORMATS) as picture,
     ):
         _check_size(picture, limits, source.name)
@@ -247,7 +247,13 @@ def _check_size(picture: PIL.Image.Image, limits: MediaLimits, name: str) -> Non
 
 
 @contextmanager
-def _pillow_errors(name: str) -> Iterator[None]:
+def pillow_errors(name: str) -> Iterator[None]:
+    """Turn what Pillow raises about a damaged picture into an error of ours.
+
+    Raises:
+        CorruptMediaError: It failed.
+        MediaLimitError: It refused the size.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters becomes an error of ours

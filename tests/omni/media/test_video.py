@@ -349,6 +349,54 @@ def test_a_gif_is_a_video_if_asked(tmp_path: Path) -> None:
     assert len(frames_of(video)) == 5
 
 
+@pytest.mark.parametrize(
+    ("extension", "options"),
+    [("webp", {"lossless": True}), ("png", {}), ("avif", {}), ("png", {"default_image": True})],
+)
+def test_an_animated_picture_is_a_video_if_asked(tmp_path: Path, extension, options) -> None:
+    import PIL.Image
+
+    still, *moving = [PIL.Image.fromarray(frame) for frame in moving_square(6)]
+    if not options.get("default_image"):
+        still, moving = moving[0], moving[1:]  # else it is for programs that do not animate
+    shown = [100, 200, 0, 50, 1000][: len(moving) + (not options.get("default_image"))]
+    path = tmp_path / f"x.{extension}"
+    still.save(path, save_all=True, append_images=moving, duration=shown, **options)
+    video = video_of(path, kind="video")
+    assert (video.num_frames, video.info.codec) == (5, extension)
+    # A frame of no time is shown for a tenth of a second, as browsers do.
+    assert video.info.frame_times_s == pytest.approx([0, 0.1, 0.3, 0.4, 0.45])
+    assert video.duration_s == pytest.approx(1.45)
+    found = np.stack(frames_of(video)).astype(int)
+    assert np.abs(found - moving_square(6)[1:]).max() <= (24 if extension == "avif" else 0)
+    [last] = video.decode([4])
+    assert np.array_equal(last, found[4])
+    [third] = video.part(0.3, 0.4).decode([0])
+    assert np.array_equal(third, found[2])
+
+
+def test_a_picture_of_one_frame_is_no_video(tmp_path: Path) -> None:
+    import PIL.Image
+
+    for name in ("x.webp", "x.png", "x.avif"):
+        PIL.Image.fromarray(moving_square(1)[0]).save(tmp_path / name)
+        with pytest.raises(UnsupportedMediaError, match=r"found an image .*, expected a video"):
+            load_media(tmp_path / name, kind="video")
+
+
+def test_an_animation_has_the_limits_of_a_video(tmp_path: Path) -> None:
+    import PIL.Image
+
+    frames = [PIL.Image.fromarray(frame) for frame in moving_square(5)]
+    path = tmp_path / "x.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=60_000)
+    with pytest.raises(MediaLimitError, match="found 180 seconds of video, the limit is 150"):
+        load_media(path, kind="video", limits=MediaLimits(max_seconds=150))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CorruptMediaError, match=r"x.webp: .*ends early"):
+        load_media(path, kind="video")
+
+
 def test_a_recording_is_not_a_video(tmp_path: Path) -> None:
     sound = write_wav(tmp_path / "x.wav", sine(0.5))
     assert load_media(sound, kind="audio").duration_s == 0.5
