@@ -13,18 +13,20 @@ question need no code of their own.
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from omni.assistant import Assistant
 from omni.errors import ContextLengthError, OmniError, RequestError, StoppedError
+from omni.generation import GenerationOptions
 from omni.ledger import Ledger
 from omni.options import MediaOptions
 from omni.prompt import Message
 from omni.reply import Reply
 from omni.session import QUESTION_TOKENS, Session
 
+ANSWER_DEFAULTS = {f.name: f.default for f in fields(GenerationOptions)} | {"thinking": False}
 MAX_SESSIONS = 2  # of this conversation: the latest and the one before the last file was added
 STOPPED = "Stopped before the first word."
 
@@ -186,7 +188,8 @@ class Conversation:
         texts = [m["content"] if isinstance(m["content"], str) else _text(m) for m in messages]
         *history, (question, _) = zip(texts[last::2], [*texts[last + 1 :: 2], ""], strict=True)
         read_with = _concerning_media(options)
-        ask_with = {name: options[name] for name in options if name not in read_with}
+        # All of them: what is left out would be as in the question that opened the session.
+        ask_with = ANSWER_DEFAULTS | {n: options[n] for n in options if n not in read_with}
         media = [part["media"] for part in messages[last]["content"] if part["type"] == "media"]
         key = _reading_key(messages[:last], media, read_with)
         if key in self._sessions:

@@ -7,7 +7,6 @@ chat templates differ in what they do with parts and agree on strings:
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -143,6 +142,11 @@ def _flatten_parts(
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
         if kind == "text":
+            if "text" not in part:
+                raise RequestError(
+                    f"Message {turn} has a text part without 'text' (it has: "
+                    f"{', '.join(map(repr, part))}); expected {{'type': 'text', 'text': ...}}."
+                )
             pieces.append(str(part["text"]))
             continue
         if kind not in PART_KINDS:
@@ -180,12 +184,12 @@ def mark(medium: Medium, *, audio_in_video: bool) -> tuple[str, list[MarkedMediu
 def _source(part: Mapping[str, Any], kind: str, turn: int) -> Any:
     """Where a part's bytes are, in any of the spellings of the two conventions."""
     if kind == "input_audio":
-        try:
-            return base64.b64decode(part["input_audio"]["data"], validate=True)
-        except (KeyError, TypeError, binascii.Error) as error:
+        audio = part.get("input_audio")
+        if not isinstance(audio, Mapping) or "data" not in audio:
             raise RequestError(
-                f"Message {turn}: input_audio needs {{'data': <base64>, 'format': ...}}; {error}."
-            ) from error
+                f"Message {turn}: input_audio needs {{'data': <base64>, 'format': ...}}."
+            )
+        return _decode(audio["data"], turn)
     value = part.get(kind)
     if isinstance(value, Mapping):
         value = value.get("url")
@@ -193,13 +197,24 @@ def _source(part: Mapping[str, Any], kind: str, turn: int) -> Any:
         if value is None:
             value = part.get(name)
             if value is not None and name == "base64":
-                return base64.b64decode(value)
+                return _decode(value, turn)
     if value is None:
         raise RequestError(
             f"Message {turn} has a {kind!r} part without a source; expected one of the keys "
             f"{kind!r}, 'path', 'url', 'base64'."
         )
     return value
+
+
+def _decode(text: Any, turn: int) -> bytes:
+    """Decode base64, with line breaks or without."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"Message {turn} has data that are no base64 text ({error}); expected the bytes of a "
+            "file, encoded."
+        ) from error
 
 
 def check_markers(text: str, media: Sequence[MarkedMedium]) -> list[re.Match[str]]:

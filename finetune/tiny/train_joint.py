@@ -368,6 +368,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=JointTraining(steps=1).batch_size)
     parser.add_argument("--pool", type=int, default=JointTraining(steps=1).pool)
     parser.add_argument("--learning-rate", type=float, default=JointTraining(steps=1).learning_rate)
+    parser.add_argument(
+        "--muon-learning-rate", type=float, default=JointTraining(steps=1).muon_learning_rate
+    )
     parser.add_argument("--initial", type=Path, help="start from the weights of an earlier run")
     parser.add_argument(
         "--share",
@@ -404,6 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=options.batch_size,
         pool=options.pool,
         learning_rate=options.learning_rate,
+        muon_learning_rate=options.muon_learning_rate,
         shares=dict(options.share),
         guidance=options.guidance,
         band_letters=options.band_letters,

@@ -64,11 +64,11 @@ class Answerer:
             Bytes that the opened media hold.
         """
         begin = time.perf_counter()
+        # Of several files the hash is that of all, which names the bytes of none.
+        paths = tasks[0].item.paths
+        known_as = tasks[0].sha256 if len(paths) == 1 else None
         try:
-            media = [
-                cut(self.open_media(path, tasks[0].sha256), tasks[0].span)
-                for path in tasks[0].item.paths
-            ]
+            media = [cut(self.open_media(path, known_as), tasks[0].span) for path in paths]
         except Exception as error:
             for task in tasks:
                 self.results.fail(task, error)
@@ -149,11 +149,18 @@ class Answerer:
             self.answer_group(group)
 
     def _prepare_combined(self, task: Task) -> None:
-        """Build the prompt of what combines answers; too many are first combined by halves."""
+        """Build the prompt of what combines answers; too many are first combined by halves.
+
+        A task with a part that has no result stays as it is: `answer_again` is called after its
+        parts have theirs.
+        """
         begin = time.perf_counter()
         try:
             found = [(part.span, self.results.find(part)) for part in task.halves or task.parts]
             known = [(span, result) for span, result in found if span and result]
+            if len(known) < len(found):  # equal files: a part failed under the other's name
+                task.halves = ()
+                return
             text = combined_prompt(self.instruction, task.question, known)
             turn = {"role": "user", "content": text}
             task.inputs = self.assistant.prepare([turn], **self.options)

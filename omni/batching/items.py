@@ -6,12 +6,18 @@ names, manifests line by line.
 
 import glob
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import numpy as np
 
 from omni.batching.manifest import MANIFESTS, check_columns, read_manifest
 from omni.errors import OmniError, RequestError
@@ -77,8 +83,35 @@ def item_of(value: Any, folder: Path | None = None) -> Item:
         )
     questions = (*_texts(row.pop("question", None), "question"),)
     questions += _texts(row.pop("questions", None), "questions")
+    row = {str(name): _as_json(content, f"column {name!r}") for name, content in row.items()}
     placed = tuple(str(folder / path) if folder is not None else path for path in paths)
     return Item(name=" + ".join(paths), paths=placed, questions=questions, row=row)
+
+
+def _as_json(value: Any, where: str) -> Any:
+    """A value of a row as it stands in a record: dates and decimals as text, no number as null.
+
+    Raises:
+        RequestError: It has no such form.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID | os.PathLike):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(content, where) for name, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(content, where) for content in value]
+    raise RequestError(
+        f"A row has a {type(value).__name__} in {where}, which no record can hold; expected text, "
+        "numbers, dates, or lists and objects of them. Leave the column out."
+    )
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:

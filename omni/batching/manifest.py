@@ -21,8 +21,7 @@ def check_columns(path: Path) -> None:
     if path.suffix.lower() == ".jsonl":
         return
     if path.suffix.lower() == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            columns = next(csv.reader(file), [])
+        columns = _check_csv(path)
     else:
         columns = _open_parquet(path).schema_arrow.names
     if "path" not in columns:
@@ -55,6 +54,23 @@ def read_manifest(path: Path) -> Iterator[tuple[int, dict[str, Any] | OmniError]
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
+
+
+def _check_csv(path: Path) -> list[str]:
+    """Read a CSV file to its end, so that no row is a surprise, and return its columns."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            columns = next(reader, [])
+            for _ in reader:
+                pass
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f'{path}: found text that is no UTF-8 ({error.reason}); save the file as "CSV UTF-8".'
+        ) from error
+    except csv.Error as error:
+        raise RequestError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error
+    return columns
 
 
 def _csv_row(row: dict[Any, Any]) -> dict[str, Any] | OmniError:

@@ -28,7 +28,7 @@ class Opener:
 
         Args:
             path: The file.
-            content: Names its bytes.
+            content: Names its bytes; None if that is not known, which recalls nothing.
 
         Raises:
             MediaError: The gateway refuses it.
@@ -38,7 +38,7 @@ class Opener:
         return self.last[1]
 
     def _find(self, path: str, content: str | None) -> Media:
-        if self.cache is None:
+        if self.cache is None or content is None:
             return self.decoder.open(path)
         name = f"{content} {self.limits}"
         if (facts := self.cache.facts(name)) is not None:

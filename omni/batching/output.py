@@ -24,19 +24,30 @@ class Writer(Protocol):
         """Leave nothing; without effect after `finish`."""
 
 
-def open_writer(path: Path) -> Writer:
-    """Open the writer for a path, by its suffix.
+def check_format(path: Path) -> None:
+    """Refuse a result file that `open_writer` cannot write, before anything is written.
 
     Raises:
         RequestError: The suffix is no format of ours, its folder is missing, or pyarrow is.
     """
     if not path.parent.is_dir():
         raise RequestError(f"{path}: there is no folder {path.parent}; make it first.")
-    if path.suffix.lower() == ".jsonl":
-        return JsonlWriter(path)
     if path.suffix.lower() == ".parquet":
-        return ParquetWriter(path)
-    raise RequestError(f"{path}: results are written as .jsonl or .parquet; choose one of them.")
+        _import_pyarrow(path)
+    elif path.suffix.lower() != ".jsonl":
+        raise RequestError(
+            f"{path}: results are written as .jsonl or .parquet; choose one of them."
+        )
+
+
+def open_writer(path: Path) -> Writer:
+    """Open the writer for a path, by its suffix.
+
+    Raises:
+        RequestError: As from `check_format`.
+    """
+    check_format(path)
+    return JsonlWriter(path) if path.suffix.lower() == ".jsonl" else ParquetWriter(path)
 
 
 def sidecar(out: Path, name: str) -> Path:
@@ -110,14 +121,7 @@ class ParquetWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError as error:
-            raise RequestError(
-                f"{path}: writing Parquet needs pyarrow; pip install 'omni-toolkit[arrow]', or "
-                "write .jsonl."
-            ) from error
+        pa, pq = _import_pyarrow(path)
         text, whole = pa.string(), pa.int64()
         self.pa = pa
         self.schema = pa.schema(
@@ -179,6 +183,18 @@ class ParquetWriter:
         if self.rows:
             self.writer.write_table(self.pa.Table.from_pylist(self.rows, schema=self.schema))
             self.rows = []
+
+
+def _import_pyarrow(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise RequestError(
+            f"{path}: writing Parquet needs pyarrow; pip install 'omni-toolkit[arrow]', or "
+            "write .jsonl."
+        ) from error
+    return pa, pq
 
 
 def _partial(path: Path) -> Path:

@@ -30,7 +30,7 @@ from omni.batching.lots import Lot, Task, find_groups
 from omni.batching.model_threads import default_workers, model_threads
 from omni.batching.opening import Opener
 from omni.batching.option_checks import check_options
-from omni.batching.output import Writer, check_ours, open_writer
+from omni.batching.output import Writer, check_format, check_ours, open_writer
 from omni.batching.questions import read_questions
 from omni.batching.results import Results, make_record
 from omni.batching.spans import check_chunk
@@ -159,13 +159,10 @@ class BatchRun(Iterator[dict[str, Any]]):
         file = None if out is None else Path(out)
         if file is not None:
             check_ours(file)
+            check_format(file)
+        # The journal first: it refuses a file that another run is writing.
+        self.results = Results(file, provenance, self.summary, forget_errors=retry_errors)
         self.writer: Writer | None = None if file is None else open_writer(file)
-        try:
-            self.results = Results(file, provenance, self.summary, forget_errors=retry_errors)
-        except RequestError:
-            if self.writer is not None:
-                self.writer.discard()
-            raise
         settings = settings_of(media, generation)
         settings |= {name: options.get(name) for name in ("thinking", "tools")}
         self.tasks = TaskSource(
@@ -237,7 +234,9 @@ class BatchRun(Iterator[dict[str, Any]]):
                 answered = [model.submit(self.answerer.answer_group, group) for group in groups]
                 if combining := [task for task in window if task.parts]:
                     # Its turn comes when the groups before it have begun, so it can wait for them.
-                    answered.append(model.submit(self.answerer.combine, combining, tuple(answered)))
+                    # Parts may be in the window before: those of older ones are answered.
+                    parts = (*(before[1] if before is not None else ()), *answered)
+                    answered.append(model.submit(self.answerer.combine, combining, parts))
                 following = (window, answered)
                 if before is not None:
                     yield from self._records(*before, model)

@@ -111,7 +111,8 @@ class TaskSource:
         schema = self.schema if question.schema is None else question.schema
         asked = question.text
         if parts:
-            asked = short_hash([self.combine, asked, *(part.key for part in parts)])
+            # Named anew: answers without "of all" may stand on some of the parts only.
+            asked = short_hash(["of all", self.combine, asked, *(part.key for part in parts)])
         key = task_key(
             sha256=sha256 or f"unreadable {item.name}",
             span=span,
@@ -128,7 +129,8 @@ class TaskSource:
             schema=schema,
             parts=parts,
             key=key,
-            error_key=short_hash([key, item.name]),
+            # What is too long as a whole may be answered in parts: then it is tried again.
+            error_key=short_hash([key, item.name, self.per_page, self.chunk_s]),
         )
 
     def _has_failed(self, item: Item, sha256: str, questions: Sequence[Question]) -> bool:

@@ -3,7 +3,6 @@
 Pillow decodes them. Each frame says how long it is shown, so times are exact and rates vary.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import IO, cast
@@ -12,7 +11,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from omni.media.image import open_picture, picture_pixels, pillow_errors
+from omni.media.image import PIL_FORMATS, open_picture, picture_pixels, pillow_errors
 from omni.media.limits import MediaLimits, refuse_above
 from omni.media.source import Source
 from omni.media.video import Video, VideoInfo
@@ -40,29 +39,25 @@ def load_animation(source: Source, limits: MediaLimits) -> Video | None:
             return None
         picture.seek(numbers[0])
         height, width = picture_pixels(picture, source.name).shape[:2]
-        durations: list[float] = []
+        times = [0.0]
         for number in numbers:
             picture.seek(number)
             picture.load()  # a WebP says how long a frame is shown when it has decoded it
             shown = float(picture.info.get("duration") or 0)
-            durations.append((shown if shown >= SHORTEST_MS else INSTEAD_MS) / 1000)
+            times.append(times[-1] + (shown if shown >= SHORTEST_MS else INSTEAD_MS) / 1000)
             refuse_above(
-                source.name,
-                "seconds of video",
-                sum(durations),
-                limits.max_video_seconds,
-                "max_seconds",
+                source.name, "seconds of video", times[-1], limits.max_video_seconds, "max_seconds"
             )
-    total = sum(durations)
+    *starts, total = times
     info = VideoInfo(
         width=width,
         height=height,
-        fps=len(durations) / total,
+        fps=len(starts) / total,
         duration_s=total,
         codec=codec,
         rotation=0,
         has_audio=False,
-        frame_times_s=np.array([0.0, *itertools.accumulate(durations[:-1])]),
+        frame_times_s=np.array(starts),
     )
     return Video(name=source.name, info=info, reader=AnimationReader(source), limits=limits)
 
@@ -92,7 +87,9 @@ class AnimationReader:
         with ExitStack() as opened:
             with pillow_errors(self.source.name):
                 file = opened.enter_context(self.source.open())
-                picture = opened.enter_context(PIL.Image.open(cast(IO[bytes], file)))
+                picture = opened.enter_context(
+                    PIL.Image.open(cast(IO[bytes], file), formats=PIL_FORMATS)
+                )
                 numbers = _frame_numbers(picture)
             for index in indices:
                 with pillow_errors(self.source.name):  # not while the caller has a frame

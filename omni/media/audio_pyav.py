@@ -1,6 +1,6 @@
 """Audio tracks of videos and of audio files that libsndfile does not read, through PyAV."""
 
-import logging
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,6 @@ from omni.media.source import Source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-
-logger = logging.getLogger(__name__)
 
 # Streams cut from a broadcast begin in the middle of a packet, and old MP3 files end with tags.
 MAX_DAMAGED_PACKETS, MAX_DAMAGED_SHARE = 2, 0.01
@@ -69,8 +67,8 @@ def _audio_blocks(container: "InputContainer", name: str) -> Iterator[np.ndarray
             "ones; export it again"
         )
     if num_damaged:
-        logger.warning(
-            "%s: left out %d damaged audio packets of %d", name, num_damaged, num_packets
+        warnings.warn(
+            f"{name}: left out {num_damaged} damaged audio packets of {num_packets}", stacklevel=2
         )
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -162,7 +163,7 @@ class Decoder:
         timer.start()
         try:
             send(child.stdin, (forgotten, command, *arguments))
-            outcome, value = receive(child.stdout)
+            outcome, value, said = receive(child.stdout)
         except (EOFError, OSError) as error:
             self.close()
             if late.is_set():
@@ -179,6 +180,8 @@ class Decoder:
             raise
         finally:
             timer.cancel()
+        for text in said:
+            warnings.warn(text, stacklevel=2)
         if outcome == "error":
             raise value
         return value

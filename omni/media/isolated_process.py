@@ -2,7 +2,7 @@
 
 Requests come on stdin and replies leave on stdout, each as 8 bytes of length and a pickle. Media
 cross as arrays: a whole picture, a rendered page, one frame or a block of sound at a time. Frames
-are decoded ahead of their requests.
+are decoded ahead of their requests. Warnings go with the replies.
 """
 
 import faulthandler
@@ -11,6 +11,7 @@ import pickle
 import signal
 import sys
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -195,15 +196,18 @@ def main() -> None:
         limit_s = setup["timeout_s"] + ORPHAN_GRACE_S
         faulthandler.dump_traceback_later(limit_s, exit=True, file=silence)
         server.forget(forgotten)
-        try:
-            reply = ("value", getattr(server, command)(*arguments))
-        except OmniError as error:
-            reply = ("error", error)
-        except (Exception, RecursionError) as error:  # a decoder's own, on files nobody foresaw
-            reply = ("error", _as_media_error(arguments, error))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                reply = ("value", getattr(server, command)(*arguments))
+            except OmniError as error:
+                reply = ("error", error)
+            except (Exception, RecursionError) as error:  # a decoder's, on files nobody foresaw
+                reply = ("error", _as_media_error(arguments, error))
         faulthandler.cancel_dump_traceback_later()
+        said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         try:
-            send(replies, reply)
+            send(replies, (*reply, said))
         except BrokenPipeError:
             return
 

@@ -28,8 +28,8 @@ def fetch(address: str, limits: MediaLimits) -> Source:
             address that is not public.
         MediaLimitError: if it is larger than `limits.max_bytes`.
     """
-    url = httpx.URL(address)
     try:
+        url = httpx.URL(address)
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
             for _ in range(MAX_REDIRECTS):
                 request = _pinned_request(client, url)

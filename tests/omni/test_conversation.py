@@ -70,6 +70,25 @@ def test_answers_are_those_of_a_chat_with_the_same_turns(steps) -> None:
         assert found.reasoning == conversation.turns[-1].reasoning
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"max_new_tokens": 1},
+        {"schema": {"enum": ["a"]}},
+        {"thinking": True, "reasoning_budget": 1},
+        {"temperature": 1.0, "seed": 7},
+    ],
+)
+def test_a_question_does_not_inherit_the_options_of_the_one_before(first) -> None:
+    conversation = Conversation(ASSISTANT)
+    medium = MEDIA["image"]
+    conversation.ask("What?", medium, **{**SHORT, **first})
+    asked = {"question": "And then?", "options": {}}
+    expected = fresh_answer(conversation.turns, asked, [])
+    found = conversation.ask("And then?", **SHORT)
+    assert (found.text, found.parsed) == (expected, None)
+
+
 def test_media_are_read_again_only_when_they_or_their_settings_change() -> None:
     conversation = Conversation(ASSISTANT)
 

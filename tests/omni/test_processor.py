@@ -62,6 +62,7 @@ def test_frame_times_are_those_of_the_released_model_where_the_rate_is_steady(pr
     [
         lambda data: {"type": "image", "image": data},
         lambda data: {"type": "image", "base64": base64.b64encode(data).decode()},
+        lambda data: {"type": "image", "base64": base64.encodebytes(data).decode()},
         lambda data: {
             "type": "image_url",
             "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(data).decode()},
@@ -105,6 +106,24 @@ def test_markers_of_another_kind_than_the_media_raise(processor):
 def test_an_unknown_part_raises_and_names_the_known_ones(processor):
     with pytest.raises(RequestError, match=r"type 'smell'.*'image_url'"):
         processor(user({"type": "smell", "smell": "rose"}))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"type": "text", "content": "hi"},
+            r"a text part without 'text' \(it has: 'type', 'content'",
+        ),
+        ({"type": "image", "base64": "abc"}, r"Message 0 has data that are no base64 text"),
+        ({"type": "image", "base64": 5}, r"Message 0 has data that are no base64 text"),
+        ({"type": "input_audio", "input_audio": {"data": "%"}}, r"data that are no base64 text"),
+        ({"type": "input_audio", "input_audio": "abcd"}, r"input_audio needs \{'data': <base64>"),
+    ],
+)
+def test_a_part_that_cannot_be_read_raises_and_says_what_is_expected(processor, part, message):
+    with pytest.raises(RequestError, match=message):
+        processor(user(part))
 
 
 @pytest.mark.parametrize("role", ["human", "User", "", None])

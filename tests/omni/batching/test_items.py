@@ -136,3 +136,16 @@ def test_the_hash_is_of_the_bytes_not_of_the_name(folder):
     other = folder / "b" / "deep" / "a.jpg"
     assert hashed(copy) == hashed(folder / "c.png") != hashed(other)
     assert hashed(copy, other) != hashed(other, copy)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("path\ncaf\u00e9.png\n".encode("cp1252"), 'no UTF-8 .*; save the file as "CSV UTF-8"'),
+        (b"path\n" + b"x" * 200_000, "line 2 is no CSV"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_refused_before_anything_runs(tmp_path, data, message):
+    (tmp_path / "m.csv").write_bytes(data)
+    with pytest.raises(RequestError, match=message):
+        ItemSource(tmp_path / "m.csv")

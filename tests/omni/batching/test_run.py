@@ -1,14 +1,18 @@
 """A batch: its answers are those of single questions, and its file does not know it was stopped."""
 
+import datetime
 import json
 import random
 import threading
+import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
 import omni
@@ -331,6 +335,105 @@ def test_answers_about_parts_are_combined_into_one(tmp_path, assistant, monkeypa
         "0:00:00-0:00:59.5",
         "1:00:00-1:00:59.5",
     ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parts_of_an_earlier_window_are_combined_too(tmp_path, assistant, monkeypatch, workers):
+    """The last part may close a window: what combines them then begins beside it."""
+    samples.write_pdf(tmp_path / "a.pdf", [["x"]] * 4, size_points=(60, 40))
+    slow = assistant.reply_lots
+
+    def reply_lots(lots, **options):
+        time.sleep(0.1 if lots[0][0].media else 0)
+        return slow(lots, **options)
+
+    monkeypatch.setattr(assistant, "reply_lots", reply_lots)
+    options = {"per": "page", "combine": "From these notes:", "batch_size": 4, "workers": workers}
+    *parts, combined = BatchRun(tmp_path, "What?", assistant=assistant, **options, **SHORT)
+    lines = [f"{Span.from_dict(part['span']).label()}: {part['answer']}" for part in parts]
+    text = "\n".join(["From these notes:", "Question: What?", *lines])
+    expected = assistant.chat([{"role": "user", "content": text}], **SHORT)
+    assert combined["answer"] == expected.text
+    assert combined["tokens"]["prompt"] == expected.ledger.prompt_tokens
+
+
+def test_nothing_is_combined_of_an_equal_file_with_a_failed_part(tmp_path, assistant, monkeypatch):
+    samples.write_wav(tmp_path / "a.wav", samples.sine(4.0))
+    (tmp_path / "b.wav").write_bytes((tmp_path / "a.wav").read_bytes())
+    prepare = assistant.prepare
+
+    def fails(messages, **options):
+        content = messages[0]["content"]
+        if not isinstance(content, str) and "1-2 s" in content[0]["media"].name:
+            raise CorruptMediaError("damaged")
+        return prepare(messages, **options)
+
+    monkeypatch.setattr(assistant, "prepare", fails)
+    run = {"assistant": assistant, "chunk_s": 1.0, "combine": "From these notes:", **SHORT}
+    found = list(BatchRun(tmp_path, "What?", **run))
+    errors = [record["error"] and record["error"]["class"] for record in found]
+    assert errors == [None, "CorruptMediaError", None, None, "MissingPartsError"] * 2
+
+
+def test_an_item_that_failed_as_a_whole_is_still_asked_about_in_parts(
+    tmp_path, assistant, monkeypatch
+):
+    samples.write_pdf(tmp_path / "a.pdf", [["x"]] * 3, size_points=(60, 40))
+    page = assistant.plan("What?", load_media(tmp_path / "a.pdf").render(0)).prompt_tokens
+    settings = replace(assistant.processor.settings, max_model_len=page + 40)
+    monkeypatch.setattr(assistant.processor, "settings", settings)
+    run = {"assistant": assistant, "out": tmp_path / "r.jsonl", **SHORT}
+    [whole] = BatchRun(tmp_path / "a.pdf", "What?", **run)
+    assert whole["error"]["class"] == "ContextLengthError"
+    pages = list(BatchRun(tmp_path / "a.pdf", "What?", per="page", **run))
+    assert [page["error"] for page in pages] == [None] * 3
+
+
+def test_a_second_run_leaves_the_file_of_the_first_alone(tmp_path, assistant):
+    samples.write_pdf(tmp_path / "a.pdf", [["x"]] * 3, size_points=(60, 40))
+    run = {"assistant": assistant, "out": tmp_path / "r.jsonl", "per": "page", **SHORT}
+    first = BatchRun(tmp_path / "a.pdf", "What?", **run)
+    records = [next(first)]
+    with pytest.raises(RequestError, match="another process is writing it"):
+        BatchRun(tmp_path / "a.pdf", "What?", **run)
+    records += first
+    written = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == records
+
+
+def test_several_files_of_a_row_are_the_same_with_a_cache(folder, tmp_path, assistant):
+    row = {"path": [str(folder / name) for name in ("picture0.png", "picture3.png", "two.pdf")]}
+    run = {"assistant": assistant, **SHORT}
+    for _ in range(2):
+        [cached] = BatchRun([row], "What?", cache=tmp_path / "cache", **run)
+        [plain] = BatchRun([row], "What?", **run)
+        assert cached == plain
+        assert plain["error"] is None
+
+
+def test_columns_come_back_as_json(folder, tmp_path, assistant):
+    picture = str(folder / "picture0.png")
+    columns = {
+        "day": datetime.date(2026, 11, 30),
+        "at": datetime.datetime(2026, 11, 30, 12, 5),
+        "price": Decimal("1.50"),
+        "score": float("nan"),
+        "rank": np.int64(3),
+        "tags": ("a", {"b": Path("c")}),
+    }
+    rows = [{"path": picture, **columns}, {"path": picture, "raw": b"x"}]
+    good, bad = BatchRun(rows, "What?", assistant=assistant, out=tmp_path / "r.jsonl", **SHORT)
+    assert good["row"] == {
+        "day": "2026-11-30",
+        "at": "2026-11-30T12:05:00",
+        "price": "1.50",
+        "score": None,
+        "rank": 3,
+        "tags": ["a", {"b": "c"}],
+    }
+    assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0]) == good
+    assert bad["error"]["class"] == "RequestError"
+    assert "bytes in column 'raw'" in bad["error"]["message"]
 
 
 def test_notes_too_long_for_the_context_are_combined_by_halves(tmp_path, assistant, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import PIL.Image
 import pytest
 import torch
 
@@ -93,6 +94,14 @@ def test_what_hangs_is_stopped_and_what_crashes_is_an_error_of_that_medium(decod
     os.kill(decoder.process.pid, signal.SIGSEGV)
     with pytest.raises(CorruptMediaError, match=r"clip.mp4: its decoder crashed \(SIGSEGV\)"):
         decoder.open(path)
+
+
+def test_warnings_of_the_gateway_come_along(decoder, tmp_path):
+    path = tmp_path / "a.gif"
+    still, *moving = [PIL.Image.fromarray(frame) for frame in samples.moving_square(3)]
+    still.save(path, save_all=True, append_images=moving)
+    with pytest.warns(UserWarning, match=r"a.gif: found an animation, of which the first frame"):
+        decoder.open(str(path))
 
 
 def test_a_file_that_was_written_anew_is_opened_anew(decoder, tmp_path):
