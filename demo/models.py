@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import omni
 from demo.model_card import limits, summary
-from omni.adapters import PEFT_FILE
+from omni.adapters import PEFT_FILE, read_adapter
 from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH, Assistant
 from omni.checkpoint import resolve_checkpoint
 from omni.errors import CheckpointError
@@ -76,7 +76,7 @@ class Models:
 
     Args:
         model: Directory or hub id that answers unless a visitor chooses; None is the embedded one.
-        adapter: Folder of an adapter for it.
+        adapter: Folder of an adapter for it; without ``model``, for the base that it names.
         folders: Folders whose subfolders visitors may choose from.
         allow_network: Whether visitors may name hub ids.
         options: What every model is loaded with, as `omni.load` takes it: ``device``, ``limits``,
@@ -103,15 +103,22 @@ class Models:
         self._sources: dict[str, str | None] = {EMBEDDED_MODEL: None}
         self._adapters: dict[str, str] = {}
         for folder in folders:
-            self._sources |= {p.parent.name: str(p.parent) for p in _find(folder, "config.json")}
-            self._adapters |= {p.parent.name: str(p.parent) for p in _find(folder, PEFT_FILE)}
+            for sources, file in ((self._sources, "config.json"), (self._adapters, PEFT_FILE)):
+                for path in _find(folder, file):
+                    sources[_name_of(path.parent, sources)] = str(path.parent)
+        if model is None and adapter is not None:
+            model = read_adapter(adapter)["base"]
         first = EMBEDDED_MODEL
         if model is not None and model != EMBEDDED_MODEL:
-            first = Path(model).name if Path(model).is_dir() else model
+            first = model
+            if Path(model).is_dir():
+                first = _name_of(Path(model), self._sources)
             self._sources[first] = model
+        worn = NO_ADAPTER
         if adapter is not None:
-            self._adapters[Path(adapter).name] = adapter
-        self.default = Choice(model=first, adapter=Path(adapter).name if adapter else NO_ADAPTER)
+            worn = _name_of(Path(adapter), self._adapters)
+            self._adapters[worn] = adapter
+        self.default = Choice(model=first, adapter=worn)
 
     @property
     def model_names(self) -> list[str]:
@@ -161,9 +168,9 @@ class Models:
                 f"{choice.model!r} is a path; only directories that were named when the demo was "
                 "started can be chosen. Give a hub id of the form owner/name."
             )
-        assistant = omni.load(
-            source or EMBEDDED_MODEL, adapter=self._adapters.get(choice.adapter), **self.options
-        )
+        # A folder as a path: one of the name of the embedded model is not that.
+        place = Path(source) if source and Path(source).is_dir() else source or EMBEDDED_MODEL
+        assistant = omni.load(place, adapter=self._adapters.get(choice.adapter), **self.options)
         directory = EMBEDDED_PATH if source is None else resolve_checkpoint(source)
         return Loaded(assistant=assistant, directory=directory)
 
@@ -209,6 +216,23 @@ class Models:
         """End the threads; what waits for them is not done."""
         self._runner.shutdown(wait=False, cancel_futures=True)
         self._drawer.shutdown(wait=False, cancel_futures=True)
+
+
+def _name_of(folder: Path, known: Mapping[str, str | None]) -> str:
+    """The name that a folder has already, or a free one."""
+    for name, path in known.items():
+        if path is not None and Path(path).absolute() == folder.absolute():
+            return name
+    return _free_name(folder, known)
+
+
+def _free_name(folder: Path, taken: Container[str]) -> str:
+    """A name for a folder: its own, with as many of those above as it takes to be the only one."""
+    parts = folder.absolute().parts
+    for count in range(1, len(parts)):
+        if (name := "/".join(parts[-count:])) not in taken:
+            return name
+    return str(folder)
 
 
 def _find(folder: Path, name: str) -> list[Path]:

@@ -158,6 +158,7 @@ def running(settings: ServerSettings) -> Iterator[tuple[Any, str]]:
 
 
 def _free_port(host: str) -> int:
+    _check_port(host, 0)
     with socket.socket(_family(host)) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -171,7 +172,7 @@ def _check_port(host: str, port: int) -> None:
         except OSError as error:
             raise RequestError(
                 f"Port {port} of {host} cannot be used: {error.strerror}. Choose another with "
-                "--port, or --port 0 for any free one."
+                "--port (0 is any free one), or another address of this machine with --host."
             ) from error
 
 

@@ -172,9 +172,9 @@ def evaluate(
     data: DataOption = DATA,
     model: ModelOption = None,
     adapter: AdapterOption = None,
-    metric: MetricOption = "exact",
+    metric: MetricOption = None,
     reduce: ReduceOption = None,
-    max_new_tokens: AnswerOption = 64,
+    max_new_tokens: AnswerOption = None,
     schema: SchemaOption = None,
     limit: LimitOption = None,
     baselines: BaselinesOption = False,
@@ -192,6 +192,13 @@ def evaluate(
             Path(what), model, adapter, metric, reduce, max_new_tokens, schema, limit, as_json
         )
         return
+    own = {"--metric": metric, "--max-new-tokens": max_new_tokens, "--schema": schema}
+    for option, value in {**own, "--reduce": reduce or None}.items():
+        if value is not None:
+            raise RequestError(
+                f"Found {option} with `tiny`, whose questions say themselves how they are asked "
+                "and judged; it is for data of your own."
+            )
     check_data(data)
     # Here, because torch and the data code take seconds and `omni --help` shall not.
     from finetune.tiny import evaluate as tiny

@@ -10,12 +10,18 @@ from rich.console import Console
 from omni.errors import RequestError
 
 MOST_SHOWN = 5  # wrong answers printed
+METRIC, ANSWER_TOKENS = "exact", 64  # unless something else is asked for
 
 AdapterOption = Annotated[
     str | None, typer.Option(help="Folder that `omni finetune` wrote; its base is the default.")
 ]
 MetricOption = Annotated[
-    str, typer.Option(help="How answers are judged: exact, anls, wer, cer, f1, json_anls or none.")
+    str | None,
+    typer.Option(
+        help="How answers are judged: exact, anls, wer, cer, f1, json_anls or none. "
+        f"[default: {METRIC}]",
+        show_default=False,
+    ),
 ]
 ReduceOption = Annotated[
     list[str] | None,
@@ -24,22 +30,29 @@ ReduceOption = Annotated[
 SchemaOption = Annotated[
     str | None, typer.Option("--schema", help="A JSON Schema file that the answers follow.")
 ]
-AnswerOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")]
+AnswerOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        help=f"Longest answer in tokens. [default: {ANSWER_TOKENS}]",
+        show_default=False,
+    ),
+]
 
 
 def evaluate_data(
     data: Path,
     model: str | None,
     adapter: str | None,
-    metric: str,
+    metric: str | None,
     reduce: list[str] | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     schema: str | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
     """Measure and print loss and score, and some of the wrong answers."""
-    if not data.exists():
+    if not Path(str(data).partition("#")[0]).exists():  # behind it, one of several data sets
         raise RequestError(
             f"Found eval {str(data)!r}; expected 'tiny', or a data file or folder that is there."
         )
@@ -49,6 +62,7 @@ def evaluate_data(
     from omni.assistant import Assistant
     from omni.options import MediaOptions
 
+    metric, max_new_tokens = metric or METRIC, max_new_tokens or ANSWER_TOKENS
     settings = FinetuneSettings().changed({"reduction": ";".join(reduce)} if reduce else {})
     dataset = open_dataset(data)
     samples = choose_samples(dataset, limit or len(dataset), seed=0)

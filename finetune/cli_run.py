@@ -89,7 +89,7 @@ def run(
     Presets and settings are explained in docs/finetune.md. A run that was stopped goes on with
     --resume, and ends with the weights of one that was not.
     """
-    from finetune.recipes import Job, load_recipe
+    from finetune.recipes import FIELDS, Job, load_recipe
     from finetune.recipes.programs import Program
     from finetune.settings import parse_overrides
 
@@ -105,9 +105,12 @@ def run(
         given = {**options, **paths, "base": base}
         _run_program(job, parse_overrides(words), given, resume, explain, as_json)
         return
-    job = job.changed(parse_overrides(words), base=base, **paths)
-    settings = job.settings.changed({k: v for k, v in options.items() if v is not None})
-    stages = [settings.changed(stage) for stage in job.stages] or [settings]
+    read = parse_overrides(words)
+    job = job.changed(read, base=base, **paths)
+    said: dict[str, Any] = {name: value for name, value in read.items() if name not in FIELDS}
+    said |= {name: value for name, value in options.items() if value is not None}
+    settings = job.settings.changed(said)
+    stages = [settings.changed(stage).changed(said) for stage in job.stages] or [settings]
     if explain:
         for stage in stages:
             _explain(job.base, stage, as_json)
@@ -182,7 +185,7 @@ def explain(base: str | None, settings: "FinetuneSettings") -> "Explanation":
 
     from finetune.trainable import make_trainable
     from omni import presets
-    from omni.assistant import EMBEDDED_PATH
+    from omni.assistant import EMBEDDED_MODEL, EMBEDDED_PATH
     from omni.checkpoint import read_config, resolve_checkpoint
     from omni.config import OmniConfig
     from omni.model import OmniModel
@@ -192,7 +195,8 @@ def explain(base: str | None, settings: "FinetuneSettings") -> "Explanation":
         if not isinstance(config, OmniConfig):
             raise RequestError(f"{base} is a decoder alone; expected an omni model to fine-tune.")
     else:
-        config = read_config(resolve_checkpoint(base) if base else EMBEDDED_PATH)
+        named = None if base == EMBEDDED_MODEL else base
+        config = read_config(EMBEDDED_PATH if named is None else resolve_checkpoint(named))
     with torch.device("meta"):
         model = OmniModel(config)
         model = model.to(torch.bfloat16) if base in presets.PRESETS else model

@@ -157,7 +157,7 @@ def finetune(
     if not resume:
         refuse_to_start_over(out)
     base_fingerprint = fingerprint(model)
-    identity = _identity(settings, dataset, base_fingerprint)
+    identity = identity_of(settings, dataset, base_fingerprint)
     out.mkdir(parents=True, exist_ok=True)
     judge = _Judge(model, processor, held_out, settings, base) if held_out is not None else None
     before = judge.measure() if judge is not None and is_main else None
@@ -255,6 +255,7 @@ def finetune(
             out,
             base,
             base_fingerprint,
+            balancer.biases,
         )
     accelerator.wait_for_everyone()
     return result
@@ -353,8 +354,14 @@ def _as_bad_row(entry: Mapping[str, Any]) -> BadRow:
     return BadRow(origin=origin, reason=entry["reason"])
 
 
-def _identity(settings: FinetuneSettings, dataset: Dataset, base: str) -> dict[str, Any]:
-    """What must be the same for a run to go on as if it had never stopped."""
+def identity_of(settings: FinetuneSettings, dataset: Dataset, base: str) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had never stopped.
+
+    Args:
+        settings: Of the run.
+        dataset: Rows to learn from.
+        base: `omni.adapters.fingerprint` of the model before training.
+    """
     kept = {k: v for k, v in settings.to_dict().items() if k not in MAY_CHANGE}
     return {**kept, "rows": len(dataset), "data": dataset.digest(), "base": base}
 

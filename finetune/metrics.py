@@ -71,8 +71,14 @@ def f1(found: str, true: str) -> float:
 
 
 def json_anls(found: str, true: str) -> float:
-    """Mean ANLS over the fields of the true object."""
+    """Mean ANLS over the fields of the true object.
+
+    Raises:
+        ValueError: The true answer is none.
+    """
     fields = json.loads(true)
+    if not isinstance(fields, dict):
+        raise ValueError(f"found {true!r:.80}, expected a JSON object")
     answered = _object_in(found)
     scores = [
         anls(str(answered[name]), str(value)) if name in answered else 0.0

@@ -2,16 +2,17 @@
 
 An adapter is PEFT's: `adapter_model.safetensors` and `adapter_config.json`, which plain
 `PeftModel.from_pretrained` loads. Beside it, `omni_adapter.json` holds what PEFT has no place for:
-the reduction that it was trained under, and a fingerprint of the base.
+the reduction that it was trained under, a fingerprint of the base, and the routers' correction
+biases if they were balanced. A checkpoint has the reduction as its default.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.log import METRICS_FILE
 from finetune.presets import Targets
@@ -38,6 +39,7 @@ def save_result(
     out: Path,
     base: str,
     base_fingerprint: str,
+    router_biases: Mapping[str, Tensor],
 ) -> None:
     """Write everything.
 
@@ -51,6 +53,7 @@ def save_result(
         out: Folder.
         base: Name of the checkpoint that the model came from.
         base_fingerprint: Its `omni.adapters.fingerprint`.
+        router_biases: Those that were balanced, by name; a checkpoint holds them anyway.
     """
     if targets.uses_lora:
         from peft import PeftModel
@@ -64,9 +67,11 @@ def save_result(
             "base_fingerprint": base_fingerprint,
             "preset": settings.preset,
             "reduction": settings.reduction,
+            "router_biases": {name: bias.tolist() for name, bias in router_biases.items()},
         }
         (out / ADAPTER_FILE).write_text(json.dumps(facts, indent=2) + "\n")
     else:
+        model.config.reduction = {**model.config.reduction, **settings.reduction}
         model.save_pretrained(out)
         processor.save_pretrained(out)
     if result.after is not None and result.after.examples:

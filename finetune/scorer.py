@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from finetune.data import BadRow, Dataset, Sample, encode_sample
 from finetune.exploration import exploring, policy_loss
 from finetune.state import check_same_run, refuse_to_start_over
+from finetune.update import check_finite
 from omni.adapters import fingerprint
 from omni.config import MODALITIES
 from omni.errors import RequestError
@@ -175,7 +176,7 @@ def train_scorers(
 
     Raises:
         RequestError: No conversations, one that cannot be read or is without an answer or media
-            of the modalities, or a modality that none of them has.
+            of the modalities, a modality that none of them has, or training diverges.
         CheckpointError: The state in `out` is of a run with other settings, data or weights; or
             there is one, and it is not to be resumed.
     """
@@ -206,7 +207,8 @@ def train_scorers(
                 objective, loss = _loss(model, processor, conversations, settings, step)
                 optimizer.zero_grad()
                 objective.backward()
-            nn.utils.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+            check_finite(loss, float(norm))
             optimizer.step()
             done = step + 1
             if done * settings.batch_size >= len(conversations) or done == settings.steps:

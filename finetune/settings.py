@@ -172,6 +172,8 @@ def _converted(name: str, value: Any) -> Any:
             raise RequestError(f"{name} is {value!r}; expected true or false.")
         return words[str(value).lower()]
     try:
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError  # `int` would cut it
         return kind(value)
     except (TypeError, ValueError) as error:
         raise RequestError(f"{name} is {value!r}; expected a {kind.__name__}.") from error

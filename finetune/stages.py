@@ -5,19 +5,22 @@ With one stage this is `finetune.loop.finetune`; with several, each has a folder
 last result is a whole checkpoint.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.data import Dataset
-from finetune.loop import Result, finetune
+from finetune.loop import Result, finetune, identity_of
 from finetune.merging import merge
 from finetune.settings import FinetuneSettings
-from omni.adapters import PEFT_FILE
+from finetune.state import check_same_run, refuse_to_start_over, saved_run
+from omni.adapters import PEFT_FILE, fingerprint
 from omni.model import OmniModel
 from omni.processor import OmniProcessor
 
 DONE = "README.md"  # the card, which a run writes last
+MERGED = "merged"  # folder of the checkpoint that a stage with an adapter led to
 
 
 def run_stages(
@@ -47,6 +50,9 @@ def run_stages(
 
     Returns:
         What each stage that ran did.
+
+    Raises:
+        CheckpointError: As from `finetune.loop.finetune`, also for a stage that is done.
     """
     if len(stages) == 1:
         return [
@@ -58,7 +64,12 @@ def run_stages(
     results = []
     for number, settings in enumerate(stages, start=1):
         folder = out / f"stage-{number}"
-        if not (resume and (folder / DONE).exists()):
+        if resume and (folder / DONE).exists():
+            _check_done(folder, identity_of(settings, dataset, fingerprint(model)))
+        else:
+            if not resume:
+                refuse_to_start_over(folder)
+            _remove_result(folder)
             result = finetune(
                 model, processor, dataset, settings, folder,
                 base=base, held_out=held_out, resume=resume, **told,
@@ -71,11 +82,24 @@ def run_stages(
     return results
 
 
+def _check_done(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse to go on from a stage that was trained otherwise, if its state is still there."""
+    if (saved := saved_run(folder)) is not None:
+        check_same_run(saved, identity)
+
+
+def _remove_result(folder: Path) -> None:
+    """Remove what an earlier training of a stage led to, which would be taken for the new one's."""
+    shutil.rmtree(folder / MERGED, ignore_errors=True)
+    for name in (DONE, PEFT_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _checkpoint(folder: Path, base: str) -> Path:
     """The whole checkpoint that a stage led to."""
     if not (folder / PEFT_FILE).exists():
         return folder
-    merged = folder / "merged"
+    merged = folder / MERGED
     if not (merged / "config.json").exists():
         merge(folder, merged, base=base)
     return merged

@@ -112,6 +112,15 @@ def load_state(
     return progress
 
 
+def saved_run(out: Path) -> dict[str, Any] | None:
+    """What `check_same_run` compares, of the newest checkpoint of a run; None if there is none."""
+    found = sorted((out / FOLDER).glob("step-*"))
+    if not found:
+        return None
+    run: dict[str, Any] = json.loads((found[-1] / "progress.json").read_text())["run"]
+    return run
+
+
 def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that was another one.
 

@@ -1,5 +1,6 @@
 """One update of the weights, over the rows of all processes."""
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from finetune.batches import Step
 from finetune.guide import ReadingGuide, find_places
 from finetune.settings import FinetuneSettings
+from omni.errors import RequestError
 from omni.inputs import OmniInputs
 
 
@@ -48,6 +50,9 @@ def train_step(
         The loss (None where no row is good) and the norm of the gradients over all processes, how
         many tokens and target tokens there were, and what attention missed, a mean over the places
         that are known (None where none is).
+
+    Raises:
+        RequestError: The loss or the gradients are not finite; the weights are as before.
     """
     counts = torch.tensor(
         [step.num_tokens, step.num_targets, step.num_marks], device=accelerator.device
@@ -77,8 +82,11 @@ def train_step(
             accelerator.backward(loss)
         totals[0] += summed.detach().double() if step.rows else 0.0
     norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
     summed_loss, summed_missed = accelerator.reduce(totals, "sum").tolist()
+    # With fp16 the scaler leaves a step out whose gradients overflow, and lowers its factor.
+    is_scaled = settings.mixed_precision == "fp16"
+    check_finite(summed_loss / targets, 0.0 if norm is None or is_scaled else float(norm))
+    optimizer.step()
     if guide is not None and marks:
         found["missed"] = summed_missed / marks
     return (
@@ -86,6 +94,24 @@ def train_step(
         float(norm) if norm is not None else float("nan"),
         found,
     )
+
+
+def check_finite(loss: float, norm: float) -> None:
+    """Stop a training that has diverged, before an update spoils its weights.
+
+    Args:
+        loss: Of the step.
+        norm: Of its gradients.
+
+    Raises:
+        RequestError: One of them is not finite.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise RequestError(
+            f"Training has diverged: the loss is {loss:.4g}, the norm of the gradients {norm:.4g}. "
+            "The last saved state is good. Start anew in another folder with a lower learning_rate "
+            "or more warmup_steps, or without mixed_precision."
+        )
 
 
 def _idle_row() -> OmniInputs:

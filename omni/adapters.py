@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ def read_adapter(directory: str | Path) -> dict[str, Any]:
         directory: Folder with PEFT's files; `omni_adapter.json` may be missing.
 
     Returns:
-        ``base``, ``base_fingerprint``, ``preset`` and ``reduction``; None where unknown.
+        ``base``, ``base_fingerprint``, ``preset``, ``reduction`` and ``router_biases`` (correction
+        biases by name, where training has balanced the routers); None where unknown.
 
     Raises:
         CheckpointError: The folder holds no adapter.
@@ -37,7 +39,9 @@ def read_adapter(directory: str | Path) -> dict[str, Any]:
             f"{directory} has no {PEFT_FILE}; expected a folder that `omni finetune` or PEFT saved "
             "an adapter in. A whole checkpoint is loaded with --model."
         )
-    facts: dict[str, Any] = dict.fromkeys(("base", "base_fingerprint", "preset", "reduction"))
+    facts: dict[str, Any] = dict.fromkeys(
+        ("base", "base_fingerprint", "preset", "reduction", "router_biases")
+    )
     facts["base"] = json.loads((directory / PEFT_FILE).read_text()).get("base_model_name_or_path")
     if (directory / ADAPTER_FILE).is_file():
         facts.update(json.loads((directory / ADAPTER_FILE).read_text()))
@@ -69,6 +73,7 @@ def load_adapter(model: "OmniModel", directory: str | Path) -> Any:
                 f"The adapter in {directory} was trained on {facts['base']!r} (fingerprint "
                 f"{expected}), but this model has fingerprint {found}. Load that base with --model."
             )
+    _set_router_biases(model, facts["router_biases"] or {}, directory)
     try:
         wrapped = PeftModel.from_pretrained(model, str(directory)).eval()
     except (ValueError, RuntimeError, KeyError) as error:
@@ -77,6 +82,20 @@ def load_adapter(model: "OmniModel", directory: str | Path) -> Any:
         ) from error
     model.config.reduction = {**model.config.reduction, **(facts["reduction"] or {})}
     return wrapped
+
+
+@torch.no_grad()
+def _set_router_biases(
+    model: "OmniModel", biases: Mapping[str, Sequence[float]], directory: str | Path
+) -> None:
+    found = dict(model.named_buffers()) | dict(model.named_parameters())
+    for name, values in biases.items():
+        if name not in found or found[name].shape != (len(values),) or found[name].is_meta:
+            raise CheckpointError(
+                f"The adapter in {directory} has {len(values)} biases for {name}, for which this "
+                "model has no place in memory. Load the base that it was trained on, whole."
+            )
+        found[name].copy_(torch.tensor(values, dtype=torch.float32))
 
 
 def fingerprint(model: "OmniModel") -> str:

@@ -64,7 +64,7 @@ class Assistant:
             path_or_id = read_adapter(adapter)["base"]
         directory = (
             EMBEDDED_PATH
-            if path_or_id is None or str(path_or_id) == EMBEDDED_MODEL
+            if path_or_id is None or path_or_id == EMBEDDED_MODEL  # no Path: that is a folder
             else resolve_checkpoint(path_or_id, revision=revision)
         )
         if compile_step is not False and str(device or "cpu") == "cpu":

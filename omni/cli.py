@@ -190,6 +190,9 @@ def chat(
             _tell_unfinished(answer.reader)
         except OmniError as error:  # this turn is dropped, the conversation goes on
             typer.echo(f"error: {error}", err=True)
+            if waiting:
+                dropped = ", ".join(waiting)
+                typer.echo(f"Not sent: {dropped}. /file PATH adds those you want again.", err=True)
             waiting = []
             continue
         messages += [turn, {"role": "assistant", "content": said}]

@@ -171,11 +171,26 @@ def check_keywords(schema: dict[str, Any]) -> None:
                     f"The schema has the unknown keyword {name!r} at {pointer}; did you mean "
                     f"{near[0]!r}?"
                 )
+        least = part.get("minProperties", 0)
+        if not isinstance(least, int):
+            raise SchemaError(
+                f"The schema has minProperties {least!r} at {pointer}; expected a whole number."
+            )
+        types = part.get("type", ())
+        if not all(isinstance(name, str) for name in (types if _is_list(types) else [types])):
+            raise SchemaError(
+                f"The schema has the type {types!r} at {pointer}; expected a name such as "
+                "'string', or a list of names."
+            )
         if "minProperties" in part and part["minProperties"] > len(part.get("required", ())):
             raise SchemaError(
                 f"The schema asks for minProperties {part['minProperties']} at {pointer}, which "
                 "cannot be kept, since a key may come twice; name the keys in 'required'."
             )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def narrow(schema: dict[str, Any]) -> dict[str, Any]:

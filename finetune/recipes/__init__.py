@@ -26,8 +26,8 @@ from finetune.settings import FinetuneSettings
 from omni.errors import RequestError
 
 FOLDER = Path(__file__).parent
-_FIELDS = ("data", "held_out", "media", "base", "out")
-_KEYS = (*_FIELDS, "settings", "stages")
+FIELDS = ("data", "held_out", "media", "base", "out")
+_KEYS = (*FIELDS, "settings", "stages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Job:
             words: Settings, or one of data, held_out, media, base, out.
             given: Fields; None leaves what there is.
         """
-        own = {k: v for k, v in words.items() if k in _FIELDS}
+        own = {k: v for k, v in words.items() if k in FIELDS}
         settings = self.settings.changed({k: v for k, v in words.items() if k not in own})
         fields: dict[str, Any] = {**own, **{k: v for k, v in given.items() if v is not None}}
         paths: dict[str, Any] = {k: Path(v) for k, v in fields.items() if k != "base"}
@@ -95,12 +95,26 @@ def load_recipe(name: str | Path) -> Job | Program:
     unknown = sorted(set(found or {}) - set(_KEYS)) if isinstance(found, dict) else ["no mapping"]
     if unknown:
         raise RequestError(f"{path}: found {unknown[0]!r}; expected keys {', '.join(_KEYS)}.")
-    settings = FinetuneSettings().changed(found.get("settings", {}))
-    given = {key: found[key] for key in _FIELDS if key in found}
-    stages = tuple(found.get("stages", ()))
+    _check_types(found, str(path))
+    settings = FinetuneSettings().changed(found.get("settings") or {})
+    given = {key: found[key] for key in FIELDS if key in found}
+    stages = tuple(found.get("stages") or ())
     for stage in stages:
         settings.changed(stage)  # refuses what nobody knows, before anything runs
     return Job(settings=settings, stages=stages).changed({}, **given)
+
+
+def _check_types(found: Mapping[str, Any], source: str) -> None:
+    stages = found.get("stages") or []
+    is_list = isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
+    expected = {
+        **{key: (isinstance(found.get(key), str | None), "text") for key in FIELDS},
+        "settings": (isinstance(found.get("settings"), dict | None), "NAME: VALUE pairs"),
+        "stages": (is_list, "a list of NAME: VALUE pairs, such as - {preset: lora-all}"),
+    }
+    for key, (is_right, what) in expected.items():
+        if not is_right:
+            raise RequestError(f"{source}: found {key} {found[key]!r}; expected {what}.")
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -116,7 +130,15 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
 
     Returns:
         Rows to train on, and rows held out, both in the order of the data.
+
+    Raises:
+        RequestError: There are fewer than two rows.
     """
+    if len(dataset) < 2:
+        raise RequestError(
+            f"Found {len(dataset)} row(s), of which none can be held out; expected at least 2. "
+            "Give more, held-out data of their own (--held-out), or eval_share=0."
+        )
     order = np.random.default_rng([seed, 3]).permutation(len(dataset))
     count = min(max(1, round(share * len(dataset))), len(dataset) - 1)
     held, kept = sorted(order[:count].tolist()), sorted(order[count:].tolist())

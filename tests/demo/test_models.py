@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+import omni
 from demo.model_card import limits, summary
 from demo.models import MAX_LOADED, Choice, Models
+from omni import assistant as assistant_module
 from omni.assistant import EMBEDDED_PATH
+from omni.cli_options import load_assistant
 from omni.errors import CheckpointError
 
 
@@ -69,6 +73,42 @@ def test_no_more_models_stay_loaded_than_fit(tmp_path) -> None:
     first, *others = (models.get(Choice(model=name)) for name in names)
     assert models.get(Choice(model=names[-1])) is others[-1]
     assert models.get(Choice(model=names[0])) is not first
+
+
+def test_folders_of_one_name_stay_apart(tmp_path) -> None:
+    for place in ("x/model", "y/model", "x/omni-tiny"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).symlink_to(EMBEDDED_PATH)
+    folders = [tmp_path / "x", tmp_path / "y", tmp_path / "x"]
+    models = Models(folders=folders)
+    assert models.model_names == ["omni-tiny", "model", "x/omni-tiny", "y/model"]
+    assert models.get().directory == EMBEDDED_PATH
+    assert models.get(Choice(model="y/model")).directory == tmp_path / "y" / "model"
+    first = Models(str(tmp_path / "y" / "model"), folders=folders)
+    assert first.default.model == "y/model"
+    assert len(first.model_names) == 4
+
+
+def test_an_adapter_comes_with_its_base(tmp_path) -> None:
+    base = shutil.copytree(EMBEDDED_PATH, tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    facts = {"base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(facts))
+    assert Models(adapter=str(adapter)).default == Choice(model="base", adapter="adapter")
+    assert Models("other", str(adapter)).default.model == "other"
+
+
+def test_a_folder_of_the_name_of_the_embedded_model_is_that_folder(tmp_path, monkeypatch) -> None:
+    shutil.copytree(EMBEDDED_PATH, tmp_path / "omni-tiny")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(assistant_module, "resolve_checkpoint", lambda p, **_: seen.append(p) or p)
+    load_assistant("./omni-tiny", None)
+    load_assistant("omni-tiny", None)
+    assert seen == [Path("omni-tiny")] * 2
+    omni.load("omni-tiny")
+    assert len(seen) == 2
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:

@@ -10,10 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 import omni
+from finetune import cli_run
 from finetune.cli import register
 from finetune.data import open_dataset
 from finetune.merging import merge, sample_inputs
-from finetune.recipes import load_recipe, split
+from finetune.recipes import Job, load_recipe, split
 from omni.adapters import load_adapter
 from omni.errors import CheckpointError, RequestError
 from tests.support import tiny_omni
@@ -103,12 +104,45 @@ def test_answers_to_own_data_are_measured(app, adapter, data):
     assert 0 <= low <= mean <= high <= 1
     with pytest.raises(RequestError, match="expected 'tiny', or a data file"):
         CliRunner().invoke(app, ["eval", "nothing"], catch_exceptions=False)
+    info = {"one": {"file_name": data.name, "formatting": "sharegpt"}}
+    (data.parent / "dataset_info.json").write_text(json.dumps(info))
+    words = ["eval", f"{data.parent}/dataset_info.json#two", "--metric", "none"]
+    with pytest.raises(RequestError, match="'two'"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_explain_stops_before_weights(app):
     words = ["finetune", "--explain", "--base", "nano-omni-30b-a3b", "lora_rank=64", "--json"]
     ran = CliRunner().invoke(app, words, catch_exceptions=False)
     assert json.loads(ran.stdout)["trained"] == 55_422_976
+
+
+def test_explain_knows_the_embedded_model_by_its_name(app):
+    words = ["finetune", "--explain", "--json"]
+    plain, named = (
+        CliRunner().invoke(app, [*words, *more], catch_exceptions=False).stdout
+        for more in ([], ["--base", "omni-tiny"])
+    )
+    assert plain == named
+
+
+def test_the_command_line_replaces_what_stages_say(app, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(cli_run, "_train", lambda job, stages, *_: trained.extend(stages))
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "# omni finetune --recipe mine.yaml\ndata: a.jsonl\nout: run\nsettings: {lora_rank: 4}\n"
+        "stages: [{preset: projectors, max_steps: 100, learning_rate: 1e-3}, {preset: lora-all}]\n"
+    )
+    words = ["finetune", "--recipe", str(path), "learning_rate=1e-6", "--max-steps", "2"]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    found = [(s.preset, s.max_steps, s.learning_rate, s.lora_rank) for s in trained]
+    assert found == [("projectors", 2, 1e-6, 4), ("lora-all", 2, 1e-6, 4)]
+
+
+def test_a_row_alone_cannot_be_held_out(data):
+    with pytest.raises(RequestError, match=r"Found 1 row\(s\).* eval_share=0"):
+        split(open_dataset(data).subset([0]), 0.3, seed=0)
 
 
 def test_held_out_rows_are_always_the_same_and_never_trained_on(data):
@@ -130,6 +164,17 @@ def test_a_recipe_says_what_it_does_not_know(tmp_path):
         load_recipe(path)
     with pytest.raises(RequestError, match="no such recipe"):
         load_recipe("unknown")
+    path.write_text("settings:\nstages:\n")
+    assert load_recipe(path) == Job()
+    for text, message in (
+        ("data: [a, b]", r"found data \['a', 'b'\]; expected text"),
+        ("settings: [a]", r"found settings \['a'\]; expected NAME: VALUE pairs"),
+        ("stages: {preset: full}", r"found stages .*; expected a list of NAME: VALUE pairs"),
+        ("settings: {samples_per_step: 8.9}", r"samples_per_step is 8.9; expected a int"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RequestError, match=message):
+            load_recipe(path)
 
 
 def test_a_recipe_of_omni_tiny_is_a_program_with_the_words_of_the_command_line(app, monkeypatch):

@@ -15,9 +15,11 @@ from finetune.balancing import Balancer
 from finetune.batches import Batches, indices_of_step, num_targets
 from finetune.data import open_dataset
 from finetune.loop import finetune
+from finetune.merging import sample_inputs
 from finetune.settings import FinetuneSettings
 from omni.adapters import ADAPTER_FILE, embedding_fingerprint, load_adapter, read_adapter
 from omni.errors import CheckpointError, RequestError
+from omni.model import OmniModel
 from tests.support import tiny_omni
 from tests.support.rows import write_jsonl, write_media
 
@@ -126,6 +128,45 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(data, tmp_pat
     run(data, tmp_path / "cut", settings, resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_an_adapter_has_the_balanced_routers(data, tmp_path):
+    settings = replace(SETTINGS, balance_rate=0.05)
+    model, _ = run(data, tmp_path, settings)
+    assistant = tiny_omni.assistant()
+    wrapped = load_adapter(assistant.model, tmp_path)
+    inputs = sample_inputs(assistant)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        torch.testing.assert_close(assistant.model(**inputs).logits, expected)
+        wrapped.merge_and_unload()
+        torch.testing.assert_close(assistant.model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+    facts = read_adapter(tmp_path)
+    (tmp_path / ADAPTER_FILE).write_text(json.dumps({**facts, "router_biases": {"no.bias": [0.1]}}))
+    with pytest.raises(CheckpointError, match=r"1 biases for no.bias, for which this model has no"):
+        load_adapter(tiny_omni.assistant().model, tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["projectors", "lora-all"])
+def test_what_was_trained_under_a_reduction_answers_under_it(data, tmp_path, preset):
+    run(data, tmp_path, replace(SETTINGS, preset=preset, reduction={"image": "uniform(0.5)"}))
+    if preset == "lora-all":
+        model = tiny_omni.assistant().model
+        load_adapter(model, tmp_path)
+    else:
+        model = OmniModel.from_pretrained(tmp_path)
+    assert model.config.reduction["image"] == "uniform(0.5)"
+
+
+def test_a_run_that_diverges_ends_and_keeps_its_last_good_state(data, tmp_path):
+    settings = replace(SETTINGS, learning_rate=1e20, warmup_steps=0)
+    with pytest.raises(RequestError, match=r"Training has diverged: the loss is (nan|inf)"):
+        run(data, tmp_path, settings)
+    kept = sorted((tmp_path / "state").glob("step-*"))
+    assert kept
+    saved = load_file(kept[-1] / "trained.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+    assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])

@@ -1,5 +1,6 @@
 """Stages: each starts where the one before ended, and a stage that is done is not run again."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from finetune import stages as module
 from finetune.data import open_dataset
 from finetune.stages import run_stages
 from omni import OmniModel
+from omni.errors import CheckpointError
 from tests.finetune.test_loop import SETTINGS, conversation, losses
 from tests.support import tiny_omni
 from tests.support.rows import write_jsonl, write_media
@@ -57,6 +59,30 @@ def test_each_stage_goes_on_from_the_one_before(data, base, tmp_path):
     changed = {name for name, value in final.items() if not torch.equal(value, start[name])}
     for part in ("multi_modal_projector", "language_model", "vision_model", "audio_tower"):
         assert any(name.startswith(part) for name in changed), part
+
+
+def test_a_stage_that_is_trained_anew_is_merged_anew(data, base, tmp_path):
+    stages = [
+        replace(SETTINGS, preset=preset, max_steps=1) for preset in ("lora-all", "projectors")
+    ]
+    assistant = tiny_omni.assistant()
+
+    def train(stages, out, **more):
+        rows = open_dataset(data)
+        run_stages(assistant.model, assistant.processor, rows, stages, out, base=str(base), **more)
+        return (out / "model.safetensors").read_bytes()
+
+    other = [replace(stages[0], learning_rate=3e-2), stages[1]]
+    train(stages, tmp_path / "twice")
+    assistant = tiny_omni.assistant()
+    with pytest.raises(CheckpointError, match=r"run with learning_rate=0.01, but now it is 0.03"):
+        train(other, tmp_path / "twice", resume=True)
+    for number in (1, 2):
+        shutil.rmtree(tmp_path / "twice" / f"stage-{number}" / "state")
+    assistant = tiny_omni.assistant()
+    again = train(other, tmp_path / "twice")
+    assistant = tiny_omni.assistant()
+    assert again == train(other, tmp_path / "once")
 
 
 def test_a_stage_that_is_done_is_not_run_again(data, base, tmp_path, monkeypatch):

@@ -233,7 +233,7 @@ def test_chat_keeps_the_conversation_and_survives_a_bad_file(run, model_dir, pic
     code, out, err = run("chat", "--model", model_dir, "--max-new-tokens", 4)
     assert code == 0
     assert out.count("\n") >= 2
-    assert "nothere.png" in err
+    assert "Not sent: nothere.png. /file PATH adds those you want again." in err
 
 
 @pytest.mark.parametrize("verb", ["ask", "chat", "plan", "doctor"])

@@ -70,6 +70,22 @@ def test_keys_that_may_come_twice_are_not_counted():
         check_keywords({"type": "object", "minProperties": 2})
 
 
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": 5}, "type 5 at /; expected a name such as 'string'"),
+        ({"items": {"type": ["string", None]}}, "at /items; expected a name"),
+        (
+            {"type": "object", "minProperties": "1"},
+            "minProperties '1' at /; expected a whole number",
+        ),
+    ],
+)
+def test_keywords_of_another_type_are_refused(schema, message):
+    with pytest.raises(SchemaError, match=re.escape(message)):
+        check_keywords(schema)
+
+
 def test_parts_come_innermost_first():
     pointers = [pointer for pointer, _ in parts_of({"items": {"anyOf": [{}, {}]}})]
     assert pointers == ["/items/anyOf/0", "/items/anyOf/1", "/items", "/"]

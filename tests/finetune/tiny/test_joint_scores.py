@@ -254,6 +254,8 @@ def test_the_cards_table_has_every_ability_with_its_verdict():
     [
         (["eval", "huge"], "Found eval 'huge'; expected 'tiny'"),
         (["eval", "tiny", "--data", "nowhere"], "nowhere: found no cifar10/ there"),
+        (["eval", "tiny", "--metric", "cer"], "Found --metric with `tiny`"),
+        (["eval", "tiny", "--reduce", "image=identity"], "Found --reduce with `tiny`"),
     ],
 )
 def test_eval_says_what_is_missing(arguments, message):
