@@ -12,7 +12,7 @@ from typing import Any
 
 from demo.models import Models
 from demo.visitors import Visitor
-from omni.conversation import Conversation, Turn
+from omni.conversation import STOPPED, Conversation, Turn
 
 NAME = "chat"  # under which a visitor keeps it
 MOST_SAVED = 30  # conversations that the browser keeps
@@ -28,28 +28,43 @@ class Chat:
 
     Attributes:
         conversation: Turns, and what was read of their media.
-        pending: The question that waits for its turn in the queue.
+        pending: Questions that wait in the queue, the next first.
+        is_answering: Whether one is being answered.
         lost_files: For each turn that was opened from a saved conversation, the names of its files.
         saved_id: Under which name the browser saves it.
     """
 
     conversation: Conversation
-    pending: Turn | None = None
+    pending: list[Turn] = field(default_factory=list)
+    is_answering: bool = False
     lost_files: list[tuple[str, ...]] = field(default_factory=list)
     saved_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def turns(self) -> list[Turn]:
         """All turns that are shown."""
-        return [*self.conversation.turns, *([] if self.pending is None else [self.pending])]
+        return [*self.conversation.turns, *self.pending]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is on its way."""
+        return self.is_answering or bool(self.pending)
 
     def forget(self) -> None:
         """Free what was read of media; the turns stay."""
         self.conversation.forget()
 
+    def stop(self) -> None:
+        """Note that nothing of what waits or runs is answered any more."""
+        self.conversation.turns += self.pending
+        self.pending.clear()
+        for turn in self.conversation.turns:
+            if not turn.is_answered and not turn.error:
+                turn.error = STOPPED
+
     def rollback(self, num_turns: int) -> None:
         """Keep only the first turns."""
-        self.pending = None
+        self.pending.clear()
         self.conversation.rollback(min(num_turns, len(self.conversation.turns)))
         del self.lost_files[num_turns:]
 

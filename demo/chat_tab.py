@@ -168,7 +168,7 @@ class _Handlers:
         text, files = self._read(visitor, sent)
         if not text.strip() and not files:
             return gr.skip(), gr.skip()
-        chat.pending = Turn(question=text, media=files)
+        chat.pending.append(Turn(question=text, media=files))
         return chat.messages(), _waiting()
 
     def send_sample(self, sample: Sample) -> Callable[[gr.Request], tuple[Update, Update]]:
@@ -198,14 +198,15 @@ class _Handlers:
     def _ask_again(
         self, index: Any, question: str | None, request: gr.Request
     ) -> tuple[Update, Update]:
-        _, chat = self._enter(request)
+        visitor, chat = self._enter(request)
         place = chat.turn_of_message(_first(index))
         if place >= len(chat.turns):
             return chat.messages(), _ready()
         turn = chat.turns[place]
+        visitor.stop(NAME)  # an answer that is on its way is that turn's, or follows it
         chat.rollback(place)
-        chat.pending = Turn(
-            question=turn.question if question is None else question, media=turn.media
+        chat.pending.append(
+            Turn(question=turn.question if question is None else question, media=turn.media)
         )
         return chat.messages(), _waiting()
 
@@ -235,12 +236,12 @@ class _Handlers:
     ) -> Iterator[tuple[Update, Update]]:
         """Stream the answer of the question that was noted."""
         visitor, chat = self._enter(request)
-        if chat.pending is None:  # stopped while it waited in the queue
+        if not chat.pending:  # stopped while it waited in the queue
             return
         options = AnswerControls.options(
             system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
         )
-        for _ in self._run(visitor, chat, options):
+        for _ in self._run(visitor, chat, chat.pending.pop(0), options):
             yield chat.messages(), gr.skip()
         yield chat.messages(), self.models.draw(seen, chat.conversation)
 
@@ -263,11 +264,11 @@ class _Handlers:
         """
         visitor, chat = self._enter(request)
         text, files = self._read(visitor, message)
-        chat.pending = Turn(question=text, media=files)
+        asked = Turn(question=text, media=files)
         options = AnswerControls.options(
             system, temperature, top_p, max_new_tokens, seed, thinking, reasoning_budget
         )
-        for turn in self._run(visitor, chat, options):
+        for turn in self._run(visitor, chat, asked, options):
             yield turn.answer, gr.skip()
         turn, reply = chat.conversation.turns[-1], chat.conversation.reply
         if reply is None:
@@ -280,10 +281,11 @@ class _Handlers:
         }
         yield turn.answer, json.loads(self.visitors.without_folder(json.dumps(details)))
 
-    def _run(self, visitor: Visitor, chat: Chat, options: dict[str, Any]) -> Iterator[Turn]:
-        """Answer the question that was noted; yield its turn when there is more to show."""
-        assert chat.pending is not None
-        asked, chat.pending = chat.pending, None
+    def _run(
+        self, visitor: Visitor, chat: Chat, asked: Turn, options: dict[str, Any]
+    ) -> Iterator[Turn]:
+        """Answer a question; yield its turn when there is more to show."""
+        chat.is_answering = True
         pieces = chat.conversation.stream(asked.question, *asked.media, **options)
         turn = chat.conversation.turns[-1]
         shown = time.monotonic()
@@ -298,23 +300,20 @@ class _Handlers:
             # A file that no decoder foresaw must not end the conversation; the log has the rest.
             logger.exception("A question failed")
             turn.error = "The server failed at this question; its log says more. Ask another."
+        finally:
+            chat.is_answering = False
 
     def stop(self, kept: Any, request: gr.Request) -> tuple[Update, Update, Update]:
-        """End the answer, wherever the model is, and be ready for the next question."""
-        visitor, _ = self._enter(request)
+        """End all answers, wherever the model is, and be ready for the next question."""
+        visitor, chat = self._enter(request)
         visitor.stop(NAME)
-        return self.settle(kept, request)
+        chat.stop()
+        return chat.messages(), _ready(), with_saved(kept, chat)
 
     def settle(self, kept: Any, request: gr.Request) -> tuple[Update, Update, Update]:
-        """After an answer: be ready for the next question, and save."""
+        """After an answer: be ready for the next question, unless one waits, and save."""
         _, chat = self._enter(request)
-        if chat.pending is not None:
-            chat.conversation.turns.append(chat.pending)
-            chat.pending = None
-        for turn in chat.conversation.turns[-1:]:
-            if not turn.is_answered and not turn.error:
-                turn.error = STOPPED
-        return chat.messages(), _ready(), with_saved(kept, chat)
+        return chat.messages(), _busy() if chat.is_busy else _ready(), with_saved(kept, chat)
 
     # ---------------------------------------------------------------- conversations
 
@@ -347,6 +346,11 @@ def _first(index: Any) -> int:
 def _waiting() -> Update:
     """The box to write in, emptied, with a button to stop."""
     return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+
+
+def _busy() -> Update:
+    """The box to write in, as it was, with a button to stop."""
+    return gr.MultimodalTextbox(submit_btn=False, stop_btn=True)
 
 
 def _ready() -> Update:

@@ -1,13 +1,20 @@
 """A chat is shown as it stands, every shown message belongs to its turn, and a browser keeps it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.chat import MOST_SAVED, Chat, open_saved, saved_names, saved_ones, with_saved
-from omni.conversation import Conversation, Turn
+from demo.chat_tab import _Handlers
+from demo.models import Models
+from demo.samples import COLOUR, DIGIT, WORD
+from demo.visitors import Visitors
+from omni.conversation import STOPPED, Conversation, Turn
 
 words = st.text(max_size=12)
 turns = st.builds(
@@ -29,13 +36,13 @@ json_values = st.recursive(
 )
 
 
-def chat_of(turns: list[Turn], pending: Turn | None = None) -> Chat:
+def chat_of(turns: list[Turn], pending: Sequence[Turn] = ()) -> Chat:
     conversation: Any = Conversation.__new__(Conversation)  # no model is asked here
     conversation.turns, conversation.reply = list(turns), None
-    return Chat(conversation=conversation, pending=pending)
+    return Chat(conversation=conversation, pending=list(pending))
 
 
-@given(st.lists(turns, max_size=4), st.none() | turns)
+@given(st.lists(turns, max_size=4), st.lists(turns, max_size=2))
 def test_every_message_belongs_to_the_turn_that_it_shows(before, pending) -> None:
     chat = chat_of(before, pending)
     index = 0
@@ -95,3 +102,87 @@ def test_a_turn_without_an_answer_says_why() -> None:
     ).messages()
     assert shown[1]["metadata"] == {"title": "Reasoning", "status": "done"}
     assert [message["content"] for message in shown[1:]] == ["Hm.", "Yes"]
+
+
+CONTROLS = ("", 0, 1, 16, 0, False, 0)  # system, temperature, ..., as the page sends them
+
+
+class Page:
+    """The events of a page, one after another, without a browser."""
+
+    def __init__(self, folder: Path) -> None:
+        self.handlers = _Handlers(Models(), Visitors(folder))
+        self.request: Any = SimpleNamespace(session_hash="tab")
+
+    def send(self, sample: Any) -> None:
+        self.handlers.send_sample(sample)(self.request)
+
+    def answer(self) -> Any:
+        return self.handlers.answer(*CONTROLS, self.request)
+
+    def settle(self) -> Any:
+        return self.handlers.settle([], self.request)
+
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        _, chat = self.handlers._enter(self.request)
+        return [(Path(turn.media[0]).name, turn.answer or turn.error) for turn in chat.turns]
+
+
+@pytest.fixture
+def page(tmp_path) -> Page:
+    return Page(tmp_path)
+
+
+def test_questions_that_wait_are_answered_one_after_another(page) -> None:
+    page.send(DIGIT)
+    page.send(WORD)
+    for _ in range(2):
+        list(page.answer())
+        page.settle()
+    assert list(page.answer()) == []
+    assert page.said == [("digit.png", "Three."), ("recording.wav", "Seven.")]
+
+
+@pytest.mark.parametrize("settled_first", [True, False])
+def test_a_question_may_be_asked_while_another_is_answered(page, settled_first) -> None:
+    page.send(DIGIT)
+    first = page.answer()
+    next(first, None)
+    page.send(WORD)
+    list(first)
+    if settled_first:
+        _, box, _ = page.settle()
+        assert box.stop_btn  # the next one waits
+        list(page.answer())
+    else:
+        second = page.answer()
+        next(second, None)
+        page.settle()
+        list(second)
+    _, box, _ = page.settle()
+    assert not box.stop_btn
+    assert page.said == [("digit.png", "Three."), ("recording.wav", "Seven.")]
+
+
+def test_a_stop_also_ends_what_waits(page) -> None:
+    page.send(DIGIT)
+    page.send(WORD)
+    page.handlers.stop([], page.request)
+    assert list(page.answer()) == []
+    assert page.said == [("digit.png", STOPPED), ("recording.wav", STOPPED)]
+
+
+def test_a_question_that_is_asked_again_replaces_what_waits_and_runs(page) -> None:
+    page.send(COLOUR)
+    list(page.answer())
+    page.send(DIGIT)
+    running = page.answer()
+    next(running, None)
+    page.send(WORD)
+    page.handlers.retry(SimpleNamespace(index=0), page.request)  # type: ignore[arg-type]
+    list(running)
+    list(page.answer())
+    page.settle()
+    [(_, answer)] = page.said
+    assert answer not in ("", STOPPED)
