@@ -10,6 +10,7 @@ from torch import Tensor
 from omni.evidence import CELL_STATES, MediaEvidence, Span, Step
 
 CHART_WIDTH = 1000  # units; charts are stretched to the page
+LEAST_SECONDS = 1e-3  # of a video on a chart: one frame of a fast camera rounds to none
 MOST_TICKS = 6
 TICK_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
@@ -87,7 +88,7 @@ def bars_of_steps(steps: Sequence[Step], end_s: float) -> list[Bar]:
         steps: The video's steps.
         end_s: Where the chart ends.
     """
-    scale = CHART_WIDTH / end_s
+    scale = CHART_WIDTH / max(end_s, LEAST_SECONDS)
     bars = []
     for step in steps:
         start, stop = step["seconds"]

@@ -133,15 +133,29 @@ def cache_bytes(config: OmniConfig, num_tokens: int, bytes_per_value: int) -> tu
     attention = kinds.count("full_attention") or (0 if kinds else text.num_hidden_layers)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv = attention * 2 * heads * head_dim * num_tokens * bytes_per_value
-    mamba = kinds.count("linear_attention")
-    if not mamba:
+    positions = attention * num_tokens
+    # At least: some versions of transformers keep what is outside the window too.
+    window_tokens = getattr(text, "sliding_window", None) or num_tokens
+    positions += kinds.count("sliding_attention") * min(num_tokens, window_tokens)
+    kv = positions * 2 * heads * head_dim * bytes_per_value
+    recurrent = kinds.count("linear_attention")
+    if not recurrent:
         return kv, 0
+    if text.model_type != "nemotron_h":
+        return kv, recurrent * _delta_state_bytes(text, bytes_per_value)
     inner = text.mamba_num_heads * text.mamba_head_dim
     channels = inner + 2 * text.n_groups * text.ssm_state_size
     state = inner * text.ssm_state_size * FLOAT32
     window = channels * (text.conv_kernel - 1) * bytes_per_value
-    return kv, mamba * (state + window)
+    return kv, recurrent * (state + window)
+
+
+def _delta_state_bytes(text: Any, bytes_per_value: int) -> int:
+    """State of a gated delta rule layer (Qwen3-Next): a matrix a head, and a convolution's past."""
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    past = (2 * keys + values) * text.linear_conv_kernel_dim * bytes_per_value
+    return int(values * text.linear_key_head_dim * FLOAT32 + past)
 
 
 def decoder_bytes(text: Any, num_tokens: int, runtime: Runtime, *, past: int = 0) -> int:

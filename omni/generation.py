@@ -11,6 +11,7 @@ Rows never influence each other, so an answer does not depend on the batch it wa
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.schema is not None:
             object.__setattr__(self, "schema", read_schema(self.schema))
+        for name in ("max_new_tokens", "top_k", "seed", "reasoning_budget", "reasoning_grace"):
+            value = getattr(self, name)
+            is_unset = value is None and name == "reasoning_budget"
+            if not isinstance(value, Integral) and not is_unset:
+                raise RequestError(f"{name} is {value!r}; expected a whole number.")
         bounds = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 or more"),
@@ -333,9 +339,8 @@ class _Chooser:
         self.random = torch.Generator().manual_seed(options.seed + row)
         self.forced: deque[int] = deque()
         self.reasoned = 0
-        self.is_reasoning = options.reasoning_budget is not None
-        if options.schema is not None:  # no end of reasoning may be forced into an answer
-            self.is_reasoning &= thinking
+        # No end of reasoning may be forced into an answer.
+        self.is_reasoning = thinking and options.reasoning_budget is not None
         self.is_thinking = thinking
         self.left = options.max_new_tokens
         self.has_ended = False
@@ -377,7 +382,8 @@ class _Chooser:
     def _best(self, scores: Tensor) -> int:
         if self.options.temperature == 0:
             return int(scores.argmax())
-        weights = keep_likely(scores.cpu() / self.options.temperature, self.options)
+        scores = scores.cpu() - scores.max().cpu()  # a small temperature must not overflow
+        weights = keep_likely(scores / self.options.temperature, self.options)
         return int(torch.multinomial(weights, 1, generator=self.random))
 
     def _leave_room(self, answer: Answer) -> None:

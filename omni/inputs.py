@@ -233,7 +233,8 @@ def pack(samples: Sequence[OmniInputs]) -> OmniInputs:
     """Put samples one after another into one row; ``segment_ids`` keep them apart.
 
     Args:
-        samples: Batches of one row without padding.
+        samples: Batches of one row without padding; a row that is packed already counts as its
+            samples.
 
     Returns:
         One row. The first label of each sample is ignored, since its predecessor is another sample.
@@ -243,7 +244,8 @@ def pack(samples: Sequence[OmniInputs]) -> OmniInputs:
     """
     media: list[MediaItem] = []
     labels: list[Tensor] = []
-    start = 0
+    segments: list[Tensor] = []
+    start = num_segments = 0
     for sample in samples:
         if sample.input_ids.shape[0] != 1 or not bool(sample.attention_mask.all()):
             raise AlignmentError(
@@ -255,13 +257,15 @@ def pack(samples: Sequence[OmniInputs]) -> OmniInputs:
         row = torch.full((1, own), IGNORE_INDEX) if sample.labels is None else sample.labels.clone()
         row[:, 0] = IGNORE_INDEX
         labels.append(row)
+        inside = sample.segment_ids
+        segments.append((torch.zeros(1, own).long() if inside is None else inside) + num_segments)
+        num_segments = int(segments[-1].max()) + 1
         start += own
-    lengths = torch.tensor([sample.input_ids.shape[1] for sample in samples])
     input_ids = torch.cat([sample.input_ids for sample in samples], dim=1)
     return OmniInputs(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids, dtype=torch.bool),
         labels=torch.cat(labels, dim=1) if any(s.labels is not None for s in samples) else None,
-        segment_ids=torch.repeat_interleave(torch.arange(len(samples)), lengths)[None],
+        segment_ids=torch.cat(segments, dim=1),
         media=media,
     )

@@ -1,5 +1,6 @@
 """What a request costs, stage by stage: counted before it runs, timed while it runs."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,9 @@ from omni.inputs import MediaItem, OmniInputs
 from omni.reduction import split_frames
 from omni.steps import walk
 from token_reduction import TokenShape
+
+_TILE = re.compile(r" tile \d+ of \d+$")  # ends the name of a tile
+_LATER_TILE = re.compile(r" tile (?!1 )\d+ of \d+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +95,23 @@ class Ledger:
 
     @property
     def lowered(self) -> list[str]:
-        """What a budget changed, such as ``clip.mp4: num_frames 16 → 8``; nothing if all fits."""
-        found = {
-            entry.name.rsplit("/", 1)[-1].partition(" tile ")[0]: ", ".join(
-                f"{name} {readable(asked)} → {readable(entry.chosen[name])}"
-                for name, asked in entry.asked.items()
+        """What a budget changed, such as ``clip.mp4: num_frames 16 → 8``; nothing if all fits.
+
+        One line for each medium, in their order; those of one name have their place behind it.
+        """
+        # Tiles of a picture are changed alike: the first speaks for all.
+        media = [entry for entry in self.media if not _LATER_TILE.search(entry.name)]
+        names = [_TILE.sub("", entry.name).rsplit("/", 1)[-1] for entry in media]
+        return [
+            (name if names.count(name) == 1 else f"{name} ({place} of {len(media)})")
+            + ": "
+            + ", ".join(
+                f"{setting} {readable(asked)} → {readable(entry.chosen[setting])}"
+                for setting, asked in entry.asked.items()
             )
-            for entry in self.media
+            for place, (name, entry) in enumerate(zip(names, media, strict=True), start=1)
             if entry.asked
-        }
-        return [f"{name}: {changes}" for name, changes in found.items()]
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

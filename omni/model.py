@@ -223,15 +223,15 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
         encoded: Sequence[tuple[Tensor, TokenLayout]],
         attention_mask: Tensor | None = None,
     ) -> tuple[Float[Tensor, "batch seq hidden"], Int[Tensor, "batch seq"]]:
-        """Prompt embeddings with encoded media in place, and the ids as laid; see `omni.fusion`."""
-        return fuse(
-            input_ids,
-            media,
-            encoded,
-            self.get_input_embeddings(),
-            self.placeholder_ids,
-            None if attention_mask is None else attention_mask.bool(),
-        )
+        """Prompt embeddings with encoded media in place, and the ids as laid; see `omni.fusion`.
+
+        Of an attention mask that covers past tokens too, the end is that of these.
+        """
+        own = None
+        if attention_mask is not None:
+            own = attention_mask[:, attention_mask.shape[1] - input_ids.shape[1] :].bool()
+        embeddings = self.get_input_embeddings()
+        return fuse(input_ids, media, encoded, embeddings, self.placeholder_ids, own)
 
     def new_cache(self, capacity: int) -> HybridCache | None:
         """An empty cache with room for ``capacity`` positions; None where transformers makes it."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 from omni.budget import parse_bytes
@@ -40,13 +41,26 @@ class MediaOptions:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "image_tokens", "num_frames", "dpi"):
             value = getattr(self, name)
+            is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and not (is_whole or (name == "dpi" and isinstance(value, float))):
+                raise RequestError(f"{name} is {value!r}; expected a whole number.")
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; expected at least 1.")
         if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
             raise RequestError(f"fps is {self.fps}; expected more than 0.")
         if self.max_memory is not None:
             parse_bytes(self.max_memory)
-        for modality in self.reduction:
+        if not isinstance(self.reduction, Mapping):
+            raise RequestError(
+                f"reduction is {self.reduction!r:.80}; expected a spec by modality, such as "
+                '{"video": "evs(0.7)"}.'
+            )
+        for modality, spec in self.reduction.items():
+            if not isinstance(spec, str) or not spec.strip():
+                raise RequestError(
+                    f"The reduction of {modality} is {spec!r:.80}; expected a spec such as "
+                    "'evs(0.7)', or 'identity' for none."
+                )
             if modality not in ("image", "video", "audio"):
                 raise RequestError(
                     f"Reduction was given for {modality!r}; expected image, video or audio."

@@ -239,7 +239,14 @@ class MediaPlanner:
         # A picture may not have exactly the smallest number: it would no longer be enlarged to it.
         least = self.config.min_num_patches + 1
         lowered = max(int(share * asked[0] * asked[1]), least)
-        return grid(max_patches=min(lowered, max_patches)) if share < 1 else asked
+        chosen = grid(max_patches=min(lowered, max_patches)) if share < 1 else asked
+        return chosen if self.options.image_tokens is None else self._within(chosen, max_patches)
+
+    def _within(self, grid: tuple[int, int], max_patches: int) -> tuple[int, int]:
+        """A grid that keeps to a number of patches, where rounding up a thin side has gone over."""
+        short, merge = min(grid), self.config.merge_size
+        longest = max(max_patches // short // merge * merge, merge)
+        return min(grid[0], longest), min(grid[1], longest)
 
     def tiles(
         self,

@@ -58,7 +58,12 @@ class ProcessorSettings:
         path = directory / FILE_NAME
         if not path.exists():
             return cls()
-        values = json.loads(path.read_text())
+        try:
+            values = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is no JSON ({error}); copy or download it again.") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object.")
         own = {field.name for field in fields(cls)}
         for name in values:
             if name not in own | _KNOWN_ELSEWHERE:
@@ -68,8 +73,10 @@ class ProcessorSettings:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int | float) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ConfigError(f"{name} is {value!r}; expected a positive number.")
+            if isinstance(value, float) and name != "fps":
+                raise ConfigError(f"{name} is {value!r}; expected a whole number.")
 
     def save(self, directory: Path) -> None:
         """Write ``processor_config.json``."""

@@ -68,9 +68,9 @@ def prefill_lots(
         before the next ones.
     """
     prompts = [prompt for lot in lots for prompt in lot]
-    step = rows or len(prompts)
+    step = rows or max(1, len(prompts))
     parts = [slice(start, start + step) for start in range(0, len(prompts), step)]
-    if all(len(lot) == 1 for lot in lots):
+    if all(len(lot) <= 1 for lot in lots):
         for part in parts:
             batch = collate(prompts[part], pad_token_id=pad_token_id, padding_side="left")
             yield prefill(model, batch, answer_tokens=answer_tokens)

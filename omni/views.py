@@ -150,6 +150,7 @@ def render(template: str, **values: Any) -> str:
 
 def clock(seconds: float, end_s: float = 0.0) -> str:
     """``2.50 s``, or ``1:02.50`` where the medium lasts a minute or more."""
+    seconds = round(seconds, 2)  # first: 59.996 s are a minute
     if max(seconds, end_s) < 60:
         return f"{seconds:.2f} s"
     return f"{int(seconds // 60)}:{seconds % 60:05.2f}"

@@ -135,9 +135,10 @@ def _parse_call(text: str, spec: str) -> ReducerCall:
 def _number(text: str) -> int | float | None:
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        return value if abs(value) < 2**63 else None
     return None
 
 
@@ -155,6 +156,12 @@ def _build_one(call: ReducerCall, spec: str) -> Reducer:
         raise ValueError(
             f"Found {len(call.args)} arguments for {call.name} in spec {spec!r}; "
             f"expected at most {len(parameters)}: {takes}."
+        )
+    if len(call.args) == 2 and call.args[0] == 0 and next(iter(parameters)) == "rate":
+        raise ValueError(
+            f"Found {call.name}({call.args[0]},{call.args[1]}) in spec {spec!r}, which removes "
+            f"nothing; expected a point, as in {call.name}(0.{call.args[1]}), or, if 0 is meant, "
+            f"{list(parameters)[1]}={call.args[1]}."
         )
     values = dict(zip(parameters, call.args, strict=False))
     for key, value in call.kwargs:

@@ -68,8 +68,13 @@ def read_row(
         if row.get(key):
             raise RowError(f"found {key!r}: {what}")
     turns, learned = _conversation(row, layout)
-    if isinstance(system := row.get("system"), str) and system and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": system}, *turns]
+    if system := row.get("system"):
+        if not isinstance(system, str):
+            raise RowError(f"found {system!r:.60} as system, expected text")
+        if turns[0]["role"] == "system" and turns[0]["content"] != system:
+            raise RowError("found a column 'system' beside another system message; leave one out")
+        if turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": system}, *turns]
     if not any(learned):
         raise RowError("found no assistant message to learn; a row needs at least one")
     tools = read_tools(row.get("tools"))

@@ -1,6 +1,7 @@
 """Chat turns in the spellings of the ecosystem -> turns as the chat template knows them.
 
-A role or a key that the template does not know would vanish without a word, so it is refused here.
+A role or a key that the template does not know would vanish without a word, so it is refused here;
+numbers and texts such as ``id`` may stand beside what is said, as notes.
 """
 
 import json
@@ -28,6 +29,8 @@ ROLES = {
 }
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 LOSS_KEYS = ("loss", "weight", "loss_scale")  # ms-swift, OpenAI, ms-swift
+# What a turn says under these keys is no note on it, whatever its type.
+CONTENT_KEYS = ("image", "video", "audio", "media", "file", "text", "function_call", "refusal")
 TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -81,10 +84,16 @@ def read_turns(
                 f"message {number}: found {used.role} {_shown(turn.get(used.role))}, expected one "
                 f"of {known}"
             )
+        _check_keys(turn, used, number)
         loss = _loss(turn, number)
         if role == "call":
             calls = _calls_in_text(turn.get(used.content), number)
             if found and found[-1]["role"] == "assistant":  # one turn says it and calls
+                if loss is not None and loss != learned[-1]:
+                    raise RowError(
+                        f"message {number}: found another loss than on the words before it, which "
+                        "are the same turn; it counts or not"
+                    )
                 found[-1].setdefault("tool_calls", []).extend(calls)
                 continue
             message: Turn = {"role": "assistant", "content": "", "tool_calls": calls}
@@ -137,6 +146,20 @@ def read_tools(tools: object) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError(f"found {_shown(tools)} as tools, expected a list of function declarations")
     return tuple(tools)
+
+
+def _check_keys(turn: Mapping[str, Any], used: Spelling, number: int) -> None:
+    """Refuse keys that say what nobody would read; plain values are notes on the turn."""
+    read = {used.role, used.content, *REASONING_KEYS, *LOSS_KEYS, "tool_calls"}
+    for key, value in turn.items():
+        says = value not in (None, "", [], {}) and (
+            key in CONTENT_KEYS or isinstance(value, Mapping | list | tuple)
+        )
+        if says and key not in read:
+            raise RowError(
+                f"message {number}: found {key}={_shown(value)}, which nobody would read; media "
+                f"are columns of the row or parts of {used.content!r}, calls are 'tool_calls'"
+            )
 
 
 def _content(content: object, number: int) -> str | list[dict[str, Any]]:

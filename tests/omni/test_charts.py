@@ -25,6 +25,7 @@ from omni.evidence import make_evidence
 from omni.inputs import LazyWindows, MediaItem, Window
 from omni.media import load_media
 from omni.thumbnails import SPECTROGRAM_COLUMNS, data_uri, frames, spectrogram
+from omni.views import clock
 from tests.support import tiny_omni
 from token_reduction import Modality, TimeSpans, TokenLayout
 
@@ -102,6 +103,20 @@ def test_an_axis_has_few_even_ticks_before_its_end(end):
     assert found[-1] < end
     gaps = [b - a for a, b in pairwise(found)]
     assert all(gap == pytest.approx(gaps[0], abs=0.02) for gap in gaps)
+
+
+def test_a_video_whose_end_rounds_to_nothing_has_a_bar():
+    step = {"seconds": [0.0, 0.0], "kept": 1, "merged": 0, "dropped": 1}
+    [bar] = bars_of_steps([step], 0.0)
+    assert (bar.x, bar.width) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(59.994, "59.99 s"), (59.996, "1:00.00"), (119.997, "2:00.00"), (3599.999, "60:00.00")],
+)
+def test_a_clock_never_shows_sixty_seconds(seconds, shown):
+    assert clock(seconds) == shown
 
 
 def test_frames_are_what_the_tower_was_given():

@@ -13,6 +13,7 @@ from omni.generation import (
 from omni.inputs import collate
 from omni.options import MediaOptions
 from tests.support import tiny_omni
+from tests.support.untyped import untyped
 
 NO_STOP = Vocabulary(stop=frozenset(), banned=(18, 21, 22, 27, 28, 29))
 
@@ -38,10 +39,11 @@ def requests(assistant):
     ]
 
 
-def answers(model, samples, options=None, vocabulary=NO_STOP) -> list[list[int]]:
+def answers(model, samples, options=None, vocabulary=NO_STOP, *, thinking=False) -> list[list[int]]:
     batch = collate(samples, pad_token_id=0, padding_side="left")
     options = options or GenerationOptions(max_new_tokens=8)
-    return collect(generate(model, prefill(model, batch), options, vocabulary), len(samples))
+    steps = generate(model, prefill(model, batch), options, vocabulary, thinking=thinking)
+    return collect(steps, len(samples))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -128,7 +130,7 @@ def test_reasoning_ends_after_its_budget_with_grace(assistant, requests):
         close_anywhere=(51, 13, 50),
     )
     options = GenerationOptions(max_new_tokens=12, reasoning_budget=3, reasoning_grace=2)
-    [tokens] = answers(assistant.model, requests[:1], options, vocabulary)
+    [tokens] = answers(assistant.model, requests[:1], options, vocabulary, thinking=True)
     assert tokens[5:8] == [51, 13, 50]
     assert tokens.count(13) == 1
 
@@ -143,7 +145,21 @@ def test_reasoning_ends_at_a_line_break_once_the_budget_is_spent(assistant, requ
         close_at_break=(13, 50),
     )
     options = GenerationOptions(max_new_tokens=6, reasoning_budget=2, reasoning_grace=9)
-    assert answers(assistant.model, requests[:1], options, vocabulary) == [[40, 40, 13, 50, 40, 40]]
+    found = answers(assistant.model, requests[:1], options, vocabulary, thinking=True)
+    assert found == [[40, 40, 13, 50, 40, 40]]
+    # An answer without reasoning has none to end.
+    assert answers(assistant.model, requests[:1], options, vocabulary) == [[40] * 6]
+
+
+def test_a_temperature_near_nothing_takes_the_best_token(assistant, requests):
+    cold = GenerationOptions(max_new_tokens=8, temperature=1e-38)
+    assert answers(assistant.model, requests[:2], cold) == answers(assistant.model, requests[:2])
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "reasoning_budget"])
+def test_counts_are_whole_numbers(name):
+    with pytest.raises(RequestError, match=rf"{name} is 4.0; expected a whole number"):
+        untyped(GenerationOptions, **{name: 4.0})
 
 
 def test_top_k_and_top_p_keep_the_likely_tokens():

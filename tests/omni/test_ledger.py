@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from omni.backbone.cache import KeyValueState, MambaState
 from omni.errors import ContextLengthError
 from omni.generation import prefill
 from omni.inputs import OmniInputs
-from omni.ledger import Ledger, make_ledger
+from omni.ledger import Ledger, make_ledger, readable
 from omni.ledger_table import ledger_table
 from omni.media import load_media
 from omni.options import MediaOptions
@@ -124,6 +125,36 @@ def test_a_plan_is_what_the_request_then_uses(unit: str, share: float | None) ->
         )
     assert any(entry.asked for entry in plan.media) == (share is not None)
     json.dumps(plan.to_dict())
+
+
+def test_every_medium_that_a_budget_lowered_is_named() -> None:
+    clip = load_media(tiny_omni.clip(16, 40, 60), fps=8.0)
+    pictures = [load_media(tiny_omni.picture(60, 60, seed)) for seed in range(2)]
+    floor = replace(pictures[0], name="a/floor tile 3.png")
+    media = [clip, *pictures, floor]
+    needed = ASSISTANT.plan("What?", *media).prompt_tokens
+    plan = ASSISTANT.plan("What?", *media, max_tokens=needed // 2, max_new_tokens=4)
+    names = [line.split(": ")[0] for line in plan.lowered]
+    arrays = [f"<array> ({place} of 4)" for place in (1, 2, 3)]
+    assert names == [*arrays, "floor tile 3.png"]
+    assert [line.split(": ", 1)[1] for line in plan.lowered] == [
+        ", ".join(
+            f"{setting} {readable(asked)} → {readable(entry.chosen[setting])}"
+            for setting, asked in entry.asked.items()
+        )
+        for entry in plan.media
+    ]
+
+
+def test_tiles_of_a_picture_are_lowered_as_one() -> None:
+    tiled = {"dynamic_resolution": False, "force_image_size": 32, "max_num_tiles": 6}
+    assistant = tiny_omni.assistant(**tiled)
+    pictures = [load_media(tiny_omni.picture(60, 90, seed)) for seed in range(2)]
+    needed = assistant.plan("What?", *pictures).prompt_tokens
+    plan = assistant.plan("What?", *pictures, max_tokens=needed // 2, max_new_tokens=4)
+    assert len(plan.media) > 2
+    names = [line.split(":")[0] for line in plan.lowered]
+    assert names == ["<array> (1 of 2)", "<array> (2 of 2)"]
 
 
 def test_conversations_of_a_batch_share_a_memory_budget() -> None:

@@ -56,6 +56,13 @@ def test_packed_samples_have_the_loss_of_separate_ones(model, samples):
     torch.testing.assert_close(model(**pack(samples)).loss, alone.mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_packed_rows_may_be_packed_again(samples):
+    once, again = pack(samples), pack([pack(samples[:1]), pack(samples[1:3]), samples[3]])
+    assert torch.equal(again.segment_ids, once.segment_ids)
+    assert torch.equal(again.labels, once.labels)
+    assert torch.equal(again.input_ids, once.input_ids)
+
+
 def test_packed_samples_have_the_gradients_of_separate_ones(model, samples):
     def gradients(*batches):
         model.zero_grad()

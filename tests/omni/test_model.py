@@ -34,6 +34,64 @@ def request(model, text="<image>What?"):
     return processor.from_text(text, [processor.load_media(tiny_omni.picture(40, 40))])
 
 
+@torch.no_grad()
+def test_media_behind_a_cache_take_a_mask_of_all_tokens():
+    model = tiny_omni.omni_model()
+    inputs = request(model)
+    before = torch.tensor([[40, 41, 42]])
+    found = []
+    for length in (inputs.input_ids.shape[1], 3 + inputs.input_ids.shape[1]):
+        first = model(input_ids=before, use_cache=True)
+        mask = torch.ones(1, length, dtype=torch.bool)
+        found.append(
+            model(
+                input_ids=inputs.input_ids,
+                media=inputs.media,
+                cache=first.cache,
+                use_cache=True,
+                attention_mask=mask if length > inputs.input_ids.shape[1] else None,
+            ).logits
+        )
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"model_type": "gemma3_text", "sliding_window": 8, "layer_types": None}, "sliding"),
+        (
+            {
+                "model_type": "qwen3_next",
+                "linear_num_value_heads": 2,
+                "linear_num_key_heads": 2,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 8,
+                "shared_expert_intermediate_size": 8,
+            },
+            "linear",
+        ),
+    ],
+)
+def test_other_decoders_are_planned_with_all_of_their_layers(fields, layers):
+    text = {**LLAMA, "num_hidden_layers": 4, "head_dim": 8, **fields}
+    assistant = tiny_omni.assistant(0, text_config=text)
+    ledger = assistant.ask("What is in this long question?", max_new_tokens=2).ledger
+    kinds = assistant.model.config.text_config.layer_types
+    a_layer = 2 * 2 * 8 * 4  # keys and values, heads, width, bytes
+    tokens = ledger.prompt_tokens + ledger.answer_tokens
+    full = kinds.count("full_attention") * tokens
+    if layers == "sliding":
+        assert ledger.kv_cache_bytes == a_layer * (full + kinds.count("sliding_attention") * 8)
+    else:
+        assert ledger.kv_cache_bytes == a_layer * full
+        assert ledger.mamba_state_bytes == kinds.count("linear_attention") * (
+            2 * 8 * 8 * 4 + (2 * 2 * 8 + 2 * 8) * 4 * 4
+        )
+
+
 def test_a_decoder_of_transformers_is_not_compiled_and_a_warning_says_so():
     model = tiny_omni.omni_model(text_config=dict(LLAMA))
     with pytest.warns(UserWarning, match="the decoder is 'llama' of transformers"):

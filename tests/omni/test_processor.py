@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from omni.processor import OmniProcessor
 from omni.settings import ProcessorSettings
 from tests.support import tiny_omni
 from tests.support.media import write_pdf
+from tests.support.untyped import untyped
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,53 @@ def test_a_picture_has_no_more_tokens_than_asked_unless_that_is_the_least(change
     assert [item.grid for item in with_budget] == [item.grid for item in as_set]
     with pytest.raises(RequestError, match="image_tokens is 0"):
         tokens(0)
+
+
+@pytest.mark.parametrize("size", [(3, 900), (900, 3), (21, 1982), (8, 640)])
+def test_a_thin_picture_has_no_more_tokens_than_asked_either(size):
+    processor = tiny_omni.omni_processor()
+    picture = processor.load_media(tiny_omni.picture(*size))
+    least = processor.config.min_num_patches // processor.config.merge_size**2 + 1
+    for most in range(least, 60):
+        wish = MediaOptions(image_tokens=most)
+        [item] = processor.from_text("<image>", [picture], options=wish).media
+        assert item.num_tokens <= most
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": "100"}, "max_tokens is '100'; expected a whole number"),
+        ({"num_frames": 2.5}, "num_frames is 2.5; expected a whole number"),
+        ({"num_frames": True}, "num_frames is True; expected a whole number"),
+        ({"reduction": "evs(0.7)"}, "reduction is 'evs(0.7)'; expected a spec by modality"),
+        ({"reduction": {"video": 0.7}}, "The reduction of video is 0.7; expected a spec such as"),
+        ({"reduction": {"video": " "}}, "The reduction of video is ' '; expected a spec such as"),
+    ],
+)
+def test_options_of_another_type_are_refused(options, message):
+    with pytest.raises(RequestError, match=re.escape(message)):
+        untyped(MediaOptions, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{bad", "processor_config.json is no JSON"),
+        ("[]", "processor_config.json holds a list; expected an object"),
+    ],
+)
+def test_damaged_settings_are_named(tmp_path, text, message):
+    (tmp_path / "processor_config.json").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ProcessorSettings.load(tmp_path)
+
+
+def test_settings_of_another_type_are_refused():
+    with pytest.raises(ConfigError, match=r"num_frames is 8.5; expected a whole number"):
+        untyped(ProcessorSettings, num_frames=8.5)
+    with pytest.raises(ConfigError, match="fps is True; expected a positive number"):
+        untyped(ProcessorSettings, fps=True)
 
 
 def test_settings_survive_saving_and_refuse_unknown_keys(tmp_path):

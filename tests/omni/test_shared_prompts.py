@@ -81,6 +81,10 @@ def test_one_row_at_a_time_samples_each_with_the_same_seed() -> None:
     assert replies[0].text == replies[2].text
 
 
+def test_no_prompts_have_no_answers() -> None:
+    assert tiny_omni.assistant().reply_lots([]) == []
+
+
 def test_media_are_encoded_once_a_lot(monkeypatch) -> None:
     embedded = []
     embed = ASSISTANT.model.embed

@@ -78,6 +78,8 @@ def test_parse_reads_without_building() -> None:
         ("evs(0.5", "Found 'evs\\(0.5' in reducer spec 'evs\\(0.5'; expected name\\(arguments\\)"),
         ("evs(0.5)|", "Found '' in reducer spec 'evs\\(0.5\\)\\|'"),
         ("", "Found '' in reducer spec ''"),
+        ("evs(0,7)", "removes nothing; expected a point, as in evs\\(0.7\\), or.* floor=7"),
+        ("avg_pool(99999999999999999999)", "Found argument '9+'.*expected a number"),
         ("evs((0.5))", "Found 'evs\\(\\(0.5\\)\\)' in reducer spec"),
     ],
 )

@@ -322,6 +322,33 @@ BAD = {
         {"messages": [turns()[0], {**turns()[1], "loss_scale": 0.5}]},
         "found loss_scale=0.5, expected 0 or 1",
     ),
+    "media in a turn": (
+        {"messages": [{**turns()[0], "images": ["a.png"]}, turns()[1]]},
+        r"message 1: found images=\['a.png'\], which nobody would read; media are columns",
+    ),
+    "a picture in a turn": (
+        {"messages": [{**turns()[0], "image": "a.png"}, turns()[1]]},
+        "message 1: found image='a.png', which nobody would read",
+    ),
+    "an old call": (
+        {"messages": [turns()[0], {**turns()[1], "function_call": {"name": "f"}}]},
+        "message 2: found function_call=",
+    ),
+    "a call that counts otherwise": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Rain?"},
+                {"from": "gpt", "value": "I look.", "loss": 1},
+                {"from": "function_call", "value": '{"name": "f"}', "loss": 0},
+            ]
+        },
+        "message 3: found another loss than on the words before it",
+    ),
+    "system that is no text": ({"messages": turns(), "system": ["a"]}, r"found \['a'\] as system"),
+    "two system messages": (
+        {"messages": [{"role": "system", "content": "A."}, *turns()], "system": "B."},
+        "found a column 'system' beside another system message",
+    ),
     "loss on the user": (
         {"messages": [{**turns()[0], "loss": True}, turns()[1]]},
         "message 1: found a loss on the user's words",
@@ -343,6 +370,13 @@ def test_a_row_that_would_be_misread_is_refused_with_the_reason(name):
     row, reason = BAD[name]
     with pytest.raises(RowError, match=reason):
         read_row(row, ORIGIN, FOLDER)
+
+
+def test_plain_notes_may_stand_beside_what_is_said():
+    noted = [{**turn, "id": 3, "time": "now", "images": [], "image": None} for turn in turns()]
+    assert read_row({"messages": noted}, ORIGIN, FOLDER) == read_row(
+        {"messages": turns()}, ORIGIN, FOLDER
+    )
 
 
 VALUES = st.recursive(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
+from omni.backbone.cache import KeyValueState
 from omni.backbone.moe import lay_columns
 from omni.backbone.native import library, table
 from omni.backbone.native.library import Library, UnavailableError
@@ -215,6 +216,28 @@ def test_a_snapshot_between_two_steps_is_not_written_to():
     cache.restore(start)
     again = [model(token, cache=cache).logits for token in ids[:, 1:4].split(1, dim=1)]
     assert torch.equal(torch.stack(once), torch.stack(again))
+    assert_native(model)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_the_first_step_of_all_gives_its_room_back_too():
+    """It is taken twice; what continues behind a snapshot later must not have to copy its keys."""
+    model = build()
+    prompt, ids = ids_of(model)
+    reader = model.new_cache(32)
+    model(prompt, cache=reader)
+    start = reader.snapshot()
+    logs = [state.keys for state in start.layers if isinstance(state, KeyValueState)]
+    for _ in range(2):
+        cache = model.new_cache(1)
+        cache.restore(start)
+        for token in ids[:, :4].split(1, dim=1):
+            model(token, cache=cache)
+        now = [state.keys for state in cache.layers if isinstance(state, KeyValueState)]
+        assert all(log.data is old.data for log, old in zip(now, logs, strict=True))
+        cache.rewind(start)
+        assert [log.filled for log in logs] == [[prompt.shape[1]]] * len(logs)
     assert_native(model)
 
 
