@@ -46,6 +46,7 @@ def build_app(models: Models, visitors: Visitors, *, cache_seconds: int = 86_400
             draw_compare_tab(models, visitors)
         app.unload(_forget(visitors))
     visitors.on_forget = Housekeeper(app).note
+    models.on_unload = visitors.leave
     return app
 
 

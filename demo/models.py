@@ -81,6 +81,9 @@ class Models:
         allow_network: Whether visitors may name hub ids.
         options: What every model is loaded with, as `omni.load` takes it: ``device``, ``limits``,
             ``allowed_roots``.
+
+    Attributes:
+        on_unload: Called with a model that is to be let go of, and one that is loaded.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Models:
     ) -> None:
         self.allow_network = allow_network
         self.options = options
+        self.on_unload: Callable[[Assistant, Assistant], None] = lambda old, new: None
         # Gradio calls from a pool of 40 threads, in each of which PyTorch would keep threads and
         # buffers of its own. One thread runs models, one makes plans and pictures meanwhile.
         self._runner = ThreadPoolExecutor(1, "model")
@@ -145,7 +149,8 @@ class Models:
             if choice not in self._loaded:
                 loaded = self._load(choice)
                 while len(self._loaded) >= MAX_LOADED:
-                    self._loaded.popitem(last=False)
+                    _, old = self._loaded.popitem(last=False)
+                    self.on_unload(old.assistant, loaded.assistant)
                 self._loaded[choice] = loaded
             self._loaded.move_to_end(choice)
             return self._loaded[choice]

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from demo.models import Choice
+from omni.assistant import Assistant
 from omni.errors import MediaAccessError
 from omni.stopping import Stop
 
@@ -149,6 +150,22 @@ class Visitors:
         for thing in kept:
             thing.forget()
         yield from pieces
+
+    def leave(self, old: Assistant, new: Assistant) -> None:
+        """Let go of a model that was unloaded; what was read with it is freed, turns stay.
+
+        Args:
+            old: The model.
+            new: In its place, until a visitor asks again.
+        """
+        with self._lock:
+            things = [thing for each in self._visitors.values() for thing in each.things.values()]
+        for thing in things:
+            conversation: Any = getattr(thing, "conversation", thing)
+            is_busy = getattr(thing, "is_busy", False)  # then it is left at the next question
+            if getattr(conversation, "assistant", None) is old and not is_busy:
+                conversation.assistant = new
+                thing.forget()
 
     def _forget_idle(self) -> None:
         oldest = time.monotonic() - self.idle_s

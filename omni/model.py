@@ -20,7 +20,7 @@ from omni.backbone.products import use_fast_products
 from omni.checkpoint import materialise, read_config, resolve_checkpoint, save_checkpoint
 from omni.config import OmniConfig
 from omni.encoding import StageTimes, encode_media
-from omni.errors import RequestError
+from omni.errors import ConfigError, RequestError
 from omni.fusion import fuse
 from omni.hf_generation import OmniGenerationMixin
 from omni.inputs import MediaItem, Modality
@@ -59,12 +59,17 @@ class OmniModel(PreTrainedModel, TrainedReducers, OmniGenerationMixin):
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
-        text = config.text_config
+        text, vision = config.text_config, config.vision_config
+        if vision.model_type != "radio":
+            raise ConfigError(
+                f"vision_config is of type {vision.model_type!r}; expected 'radio', the only "
+                "vision tower there is."
+            )
         self.is_hybrid = text.model_type == "nemotron_h"
         self.language_model = (
             HybridForCausalLM(text) if self.is_hybrid else AutoModelForCausalLM.from_config(text)
         )
-        self.vision_model = RadioTower(config.vision_config)
+        self.vision_model = RadioTower(vision)
         self.vision_model.make_preprocessor_external()
         self.multi_modal_projector = Projector(
             input_size=config.projector_input_size,

@@ -1,18 +1,25 @@
 """Only models that were named at the start can be chosen, and each says what it cannot do."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 
 import omni
+from demo.app import build_app
+from demo.chat import chat_of
 from demo.model_card import limits, summary
 from demo.models import MAX_LOADED, Choice, Models
+from demo.visitors import Visitors
 from omni import assistant as assistant_module
 from omni.assistant import EMBEDDED_PATH
 from omni.cli_options import load_assistant
 from omni.errors import CheckpointError
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "media"
 
 
 def test_the_embedded_model_says_what_its_card_says() -> None:
@@ -73,6 +80,28 @@ def test_no_more_models_stay_loaded_than_fit(tmp_path) -> None:
     first, *others = (models.get(Choice(model=name)) for name in names)
     assert models.get(Choice(model=names[-1])) is others[-1]
     assert models.get(Choice(model=names[0])) is not first
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio's loops
+def test_visitors_let_go_of_a_model_that_is_unloaded(tmp_path) -> None:
+    names = [f"model{number}" for number in range(MAX_LOADED + 1)]
+    for name in names:
+        (tmp_path / name).symlink_to(EMBEDDED_PATH)
+    models, visitors = Models(folders=[tmp_path]), Visitors(tmp_path)
+    build_app(models, visitors)
+    chats, alive = [], []
+    for name in names:
+        visitor = visitors.of(name)
+        visitor.choice = Choice(model=name)
+        chats.append(chat_of(visitor, models))
+        chats[-1].conversation.ask("What are you?", EXAMPLES / "digit.png", max_new_tokens=2)
+        alive.append(weakref.ref(chats[-1].conversation.assistant))
+    gc.collect()
+    assert [found() is not None for found in alive] == [False] + [True] * MAX_LOADED
+    again = chat_of(visitors.of(names[0]), models)  # turns are still there, and go on
+    assert again is chats[0]
+    assert [turn.question for turn in again.turns] == ["What are you?"]
+    assert again.conversation.ask("And now?", max_new_tokens=2).text
 
 
 def test_folders_of_one_name_stay_apart(tmp_path) -> None:

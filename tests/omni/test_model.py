@@ -1,8 +1,9 @@
 import pytest
 import torch
+from transformers import SiglipVisionConfig
 
 from omni import memory
-from omni.errors import CheckpointError, NotEnoughMemoryError, RequestError
+from omni.errors import CheckpointError, ConfigError, NotEnoughMemoryError, RequestError
 from omni.generation import GenerationOptions, Vocabulary, collect, generate, prefill
 from omni.inputs import collate, pack
 from omni.loss import next_token_loss
@@ -90,6 +91,13 @@ def test_other_decoders_are_planned_with_all_of_their_layers(fields, layers):
         assert ledger.mamba_state_bytes == kinds.count("linear_attention") * (
             2 * 8 * 8 * 4 + (2 * 2 * 8 + 2 * 8) * 4 * 4
         )
+
+
+def test_another_vision_tower_is_refused_by_name():
+    config = tiny_omni.omni_config()
+    config.vision_config = SiglipVisionConfig(hidden_size=config.vision_config.hidden_size)
+    with pytest.raises(ConfigError, match=r"of type 'siglip_vision_model'; expected 'radio'"):
+        OmniModel(config)
 
 
 def test_a_decoder_of_transformers_is_not_compiled_and_a_warning_says_so():
