@@ -57,8 +57,8 @@ judged. The character error is edits divided by the length of the true text. Int
 lines, bootstrap.
 """
 
-TRAINED = """Trained from scratch, seed 0, on two CPU cores that were shared with other work, so
-the hours are those of a clock, by what these commands run:
+TRAINED = """Trained from scratch on two CPU cores that were shared with other work, so the hours are
+those of a clock, by what these commands run:
 
     omni finetune --recipe omni-tiny-1
     omni finetune --recipe omni-tiny-2
@@ -66,26 +66,26 @@ the hours are those of a clock, by what these commands run:
     omni finetune --recipe omni-tiny-4
     omni finetune --recipe omni-tiny-5
 
-Settings were changed by hand on the way: `finetune/tiny/README.md` says how. The commands have the
-settings where that ended; a run from scratch will not give these weights.
+Seeds and the mix of data were changed by hand from sitting to sitting: `finetune/tiny/README.md`
+says how. The commands have one seed and one mix; a run from scratch will not give these weights.
 """
 
 LIMITS = """## What it cannot do
 
 - Anything that is not in the table: conversation, facts, arithmetic, translation, long texts,
   descriptions of scenes, continuous speech. It is trained to say so, but does not always.
-- Thinking: it was trained without reasoning. Counts, orders and comparisons it answers in steps,
-  also when it is asked for one word.
+- Thinking: asked to, it says what it will do (`I look.`) and answers as it would without. Counts,
+  orders and comparisons it answers in steps, also when it is asked for one word.
 - Photographs are small pictures (32 x 32 pixels) of ten kinds of things, one in each; given
   anything else it still names one of the ten.
 - Clips and scenes were drawn: coloured shapes on a plain or grainy background; in a clip one that
   moves, or one or two that come and go.
 - It reads short lines, alone or several pictures one after the other. Strips with more than a dozen
   letters it begins well and then loses its place; after several pictures it may not stop.
-- Of small drawn pages it copies a named value in two of five cases rightly, a title or cell in
-  about one of two, and says before each what it goes with (`Total: 12.50`). No picture has more
-  than 256 tokens, so whole receipts and pages of real documents are too small to be read. Counting
-  pages was measured on drawn pages of text.
+- Of small drawn pages it copies a named value in not quite one of two cases rightly, a title or
+  cell in three of five, and says before each what it goes with (`Total: 12.50`). No picture has
+  more than 256 tokens, so whole receipts and pages of real documents are too small to be read.
+  Counting pages was measured on drawn pages of text; it has seen pictures among them in training.
 - Words were spoken alone, in at most three seconds; digits also in sequences of two to four.
 """
 
