@@ -1,12 +1,11 @@
-"""The whole training of omni-tiny in half an hour, through its recipes: not good, but learnt.
+"""The whole training of omni-tiny in ten minutes, through its recipes: not good, but learnt.
 
-A fortieth of the steps. Measured twice with blocks and pages of up to 1,024 patches, but before
-samples reasoned, counts of one kind named everything, documents had pictures, and a fifth of the
-samples (an eighth then) had merged tokens; on two machines and a hundred held-out questions each:
-the colour of a moving shape 78 and 80 %, its name and abilities 91 and 65 %, out of scope 63 and
-41 % (with smaller pictures 94, 100 and 97 %); the best constant answer names 17 % of the colours.
-Roundings differ between processors, and so little training swings, so half of the lower of both is
-asked for.
+A hundredth of the steps, with little of what is dear. Measured once (593 s on two cores of a Xeon
+with nothing else running) on fifty to a hundred held-out questions each: the colour of a moving
+shape 62 %, its name and abilities 80 %, out of scope 44 %; with a fifth more steps of the vision
+tower and the decoder (643 s) 82, 89 and 65 %. The shipped weights reach 99, 100 and 100 %, the best
+constant answer names 17 % of the colours. Roundings differ between processors, and so little
+training swings, so half of the lower of both is asked for.
 """
 
 from pathlib import Path
@@ -20,14 +19,23 @@ from finetune.tiny.evaluate import evaluate, make_cases
 from finetune.tiny.fonts import find_fonts
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-STEPS = {"omni-tiny-1": 240, "omni-tiny-2": 160, "omni-tiny-3": 240, "omni-tiny-4": 40}
-REACHED = {"colour": 0.39, "name": 0.32, "out_of_scope": 0.20}
+LIGHT_ITEMS = "photo=6 line=6 receipt=2 block=4 clip=10 still=10 scene=4 events=3 page=1"
+LIGHT_SHARES = "still=0.3 clip=0.12 handwritten=0.12 line=0.05 band=0.02 page=0.03 sounded=0.03"
+# What is changed of each recipe, so that all five fit: few steps, and little of what is dear.
+CHANGES = {
+    "omni-tiny-1": {"steps": 110, "items": LIGHT_ITEMS.split(), "validation_items": 16},
+    "omni-tiny-2": {"steps": 150, "no_voices": True},  # voices are five minutes of speaking
+    "omni-tiny-3": {"steps": 135},
+    "omni-tiny-4": {"steps": 20},
+}
+JOINT = {"pool": 1500, "validation_items": 4, "share": LIGHT_SHARES.split()}
+REACHED = {"colour": 0.31, "name": 0.40, "out_of_scope": 0.22}
 QUESTIONS = 100
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_fortieth_of_the_training_reaches_a_part_of_the_abilities(tmp_path, monkeypatch):
+def test_a_short_training_reaches_a_part_of_the_abilities(tmp_path, monkeypatch):
     if not (DATA / "sroie").is_dir():
         pytest.skip(f"{DATA}: the training data are not there")
     try:
@@ -38,11 +46,11 @@ def test_a_fortieth_of_the_training_reaches_a_part_of_the_abilities(tmp_path, mo
     for name in (name for name in recipe_names() if name.startswith("omni-tiny")):
         program = load_recipe(name)
         assert isinstance(program, Program)
-        changes = {"steps": STEPS.get(name), "data": DATA if name in STEPS else None}
-        if program.name == "train_audio":
-            changes["no_voices"] = True  # five minutes of speaking
+        changes = dict(CHANGES.get(name, {}))
+        if changes:
+            changes |= {"data": DATA, "threads": 2}
         if program.name == "train_joint":
-            changes |= {"pool": 3000}
+            changes |= JOINT
             arguments = {k: v for k, v in program.arguments.items() if k != "voices"}
             program = Program(name=program.name, arguments=arguments)
         program.changed(changes).run()
