@@ -138,7 +138,7 @@ def _number(text: str) -> int | float | None:
             value = kind(text)
         except ValueError:
             continue
-        return value if abs(value) < 2**63 else None
+        return None if kind is int and abs(value) >= 2**63 else value  # more than a tensor holds
     return None
 
 

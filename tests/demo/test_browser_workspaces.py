@@ -55,7 +55,7 @@ def test_the_page_that_the_answer_comes_from_is_marked(visit, screenshot):
     # A drawing comes from one page; lines depend a little on how many pages there are.
     for question, marked, most in (
         ("What is drawn here?", 2, 1),
-        ("What does the first page say?", 1, 3),
+        ("What is printed on the first page?", 1, 3),
     ):
         page.locator("#document-question textarea").fill(question)
         page.locator("#document-ask").click()

@@ -91,7 +91,7 @@ def test_the_score_does_not_depend_on_the_chunks_and_nothing_left_out_is_nothing
 
 @pytest.mark.parametrize(
     ("question", "read"),  # pages 0 and 2 have a printed line each, page 1 a drawing
-    [("What does the first page say?", {0}), ("What is drawn here?", {1})],
+    [("What is printed on the first page?", {0}), ("What is drawn here?", {1})],
 )
 def test_the_page_that_was_read_is_the_source_of_what_was_read(question, read):
     assistant, pages = omni.load(), MEDIA / "pages.pdf"
