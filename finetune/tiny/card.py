@@ -57,8 +57,8 @@ judged. The character error is edits divided by the length of the true text. Int
 lines, bootstrap.
 """
 
-TRAINED = """Trained from scratch on two CPU cores that were shared with other work, so the hours are
-those of a clock, by what these commands run:
+TRAINED = """Trained from scratch on two CPU cores that were shared with other work, so the hours
+are those of a clock, by what these commands run:
 
     omni finetune --recipe omni-tiny-1
     omni finetune --recipe omni-tiny-2
