@@ -285,10 +285,10 @@ class _Handlers:
         self, visitor: Visitor, chat: Chat, asked: Turn, options: dict[str, Any]
     ) -> Iterator[Turn]:
         """Answer a question; yield its turn when there is more to show."""
-        chat.is_answering = True
         pieces = chat.conversation.stream(asked.question, *asked.media, **options)
         turn = chat.conversation.turns[-1]
         shown = time.monotonic()
+        chat.is_answering = True
         try:
             for _ in self.models.run(self.visitors.reading(pieces), visitor.start(NAME)):
                 if time.monotonic() - shown >= UPDATE_SECONDS:

@@ -62,7 +62,8 @@ def evaluate_data(
     from omni.assistant import Assistant
     from omni.options import MediaOptions
 
-    metric, max_new_tokens = metric or METRIC, max_new_tokens or ANSWER_TOKENS
+    metric = METRIC if metric is None else metric
+    max_new_tokens = ANSWER_TOKENS if max_new_tokens is None else max_new_tokens
     settings = FinetuneSettings().changed({"reduction": ";".join(reduce)} if reduce else {})
     dataset = open_dataset(data)
     samples = choose_samples(dataset, limit or len(dataset), seed=0)

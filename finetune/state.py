@@ -96,29 +96,25 @@ def load_state(
     Raises:
         CheckpointError: The checkpoint holds other tensors.
     """
-    found = sorted((out / FOLDER).glob("step-*"))
-    if not found:
+    newest = _newest(out)
+    if newest is None:
         return None
-    saved = load_file(found[-1] / "trained.safetensors")
+    saved = load_file(newest / "trained.safetensors")
     if set(saved) != set(tensors) or any(saved[n].shape != t.shape for n, t in tensors.items()):
         raise CheckpointError(
-            f"{found[-1]} holds {len(saved)} trained tensor(s) that are not the {len(tensors)} of "
+            f"{newest} holds {len(saved)} trained tensor(s) that are not the {len(tensors)} of "
             "this run. Resume with the preset and base that it was started with, or choose another "
             "folder."
         )
     _fill(tensors, saved)
-    optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", weights_only=True))
-    progress: dict[str, Any] = json.loads((found[-1] / "progress.json").read_text())
-    return progress
+    optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
+    return _progress(newest)
 
 
 def saved_run(out: Path) -> dict[str, Any] | None:
     """What `check_same_run` compares, of the newest checkpoint of a run; None if there is none."""
-    found = sorted((out / FOLDER).glob("step-*"))
-    if not found:
-        return None
-    run: dict[str, Any] = json.loads((found[-1] / "progress.json").read_text())["run"]
-    return run
+    newest = _newest(out)
+    return None if newest is None else _progress(newest)["run"]
 
 
 def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -137,6 +133,15 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 f"The state is of a run with {name}={saved[name]!r}, but now it is {value!r}. "
                 "Resume with the same data and settings, or choose another folder."
             )
+
+
+def _newest(out: Path) -> Path | None:
+    return max((out / FOLDER).glob("step-*"), default=None)
+
+
+def _progress(state: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((state / "progress.json").read_text())
+    return found
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

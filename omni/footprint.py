@@ -134,7 +134,7 @@ def cache_bytes(config: OmniConfig, num_tokens: int, bytes_per_value: int) -> tu
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     positions = attention * num_tokens
-    # At least: some versions of transformers keep what is outside the window too.
+    # A step reads a whole window; between two steps transformers keeps a position less of it.
     window_tokens = getattr(text, "sliding_window", None) or num_tokens
     positions += kinds.count("sliding_attention") * min(num_tokens, window_tokens)
     kv = positions * 2 * heads * head_dim * bytes_per_value

@@ -207,9 +207,10 @@ def _source(part: Mapping[str, Any], kind: str, turn: int) -> Any:
 
 
 def _decode(text: Any, turn: int) -> bytes:
-    """Decode base64, with line breaks or without."""
+    """Decode base64, text or bytes, with line breaks or without."""
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        data = text.encode() if isinstance(text, str) else text
+        return base64.b64decode(b"".join(data.split()), validate=True)
     except (AttributeError, TypeError, ValueError) as error:
         raise RequestError(
             f"Message {turn} has data that are no base64 text ({error}); expected the bytes of a "

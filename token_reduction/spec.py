@@ -157,7 +157,8 @@ def _build_one(call: ReducerCall, spec: str) -> Reducer:
             f"Found {len(call.args)} arguments for {call.name} in spec {spec!r}; "
             f"expected at most {len(parameters)}: {takes}."
         )
-    if len(call.args) == 2 and call.args[0] == 0 and next(iter(parameters)) == "rate":
+    is_whole_zero = len(call.args) == 2 and call.args[0] == 0 and isinstance(call.args[0], int)
+    if is_whole_zero and next(iter(parameters)) == "rate":
         raise ValueError(
             f"Found {call.name}({call.args[0]},{call.args[1]}) in spec {spec!r}, which removes "
             f"nothing; expected a point, as in {call.name}(0.{call.args[1]}), or, if 0 is meant, "

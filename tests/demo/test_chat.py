@@ -180,7 +180,8 @@ def test_a_question_that_is_asked_again_replaces_what_waits_and_runs(page) -> No
     running = page.answer()
     next(running, None)
     page.send(WORD)
-    page.handlers.retry(SimpleNamespace(index=0), page.request)  # type: ignore[arg-type]
+    event: Any = SimpleNamespace(index=0)
+    page.handlers.retry(event, page.request)
     list(running)
     list(page.answer())
     page.settle()

@@ -4,6 +4,7 @@ from transformers import SiglipVisionConfig
 
 from omni import memory
 from omni.errors import CheckpointError, ConfigError, NotEnoughMemoryError, RequestError
+from omni.footprint import cache_bytes
 from omni.generation import GenerationOptions, Vocabulary, collect, generate, prefill
 from omni.inputs import collate, pack
 from omni.loss import next_token_loss
@@ -56,41 +57,54 @@ def test_media_behind_a_cache_take_a_mask_of_all_tokens():
     torch.testing.assert_close(*found)
 
 
+QWEN3_NEXT = {
+    "model_type": "qwen3_next",
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}
+
+
+def cached_bytes(cache):
+    """Bytes of keys and values, and of all other floating-point states, of transformers' cache."""
+    keys = states = 0
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            for tensor in value.values() if isinstance(value, dict) else [value]:
+                if torch.is_tensor(tensor) and tensor.is_floating_point():
+                    keys += tensor.nbytes if name in ("keys", "values") else 0
+                    states += tensor.nbytes if name not in ("keys", "values") else 0
+    return keys, states
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
-    ("fields", "layers"),
+    "fields",
     [
-        ({"model_type": "gemma3_text", "sliding_window": 8, "layer_types": None}, "sliding"),
-        (
-            {
-                "model_type": "qwen3_next",
-                "linear_num_value_heads": 2,
-                "linear_num_key_heads": 2,
-                "linear_key_head_dim": 8,
-                "linear_value_head_dim": 8,
-                "num_experts": 2,
-                "num_experts_per_tok": 1,
-                "moe_intermediate_size": 8,
-                "shared_expert_intermediate_size": 8,
-            },
-            "linear",
-        ),
+        {"model_type": "gemma3_text", "sliding_window": 8},
+        {"model_type": "gemma3_text", "sliding_window": 512},
+        QWEN3_NEXT,
     ],
 )
-def test_other_decoders_are_planned_with_all_of_their_layers(fields, layers):
+def test_other_decoders_are_planned_with_the_cache_that_they_have(fields):
     text = {**LLAMA, "num_hidden_layers": 4, "head_dim": 8, **fields}
     assistant = tiny_omni.assistant(0, text_config=text)
-    ledger = assistant.ask("What is in this long question?", max_new_tokens=2).ledger
-    kinds = assistant.model.config.text_config.layer_types
-    a_layer = 2 * 2 * 8 * 4  # keys and values, heads, width, bytes
-    tokens = ledger.prompt_tokens + ledger.answer_tokens
-    full = kinds.count("full_attention") * tokens
-    if layers == "sliding":
-        assert ledger.kv_cache_bytes == a_layer * (full + kinds.count("sliding_attention") * 8)
-    else:
-        assert ledger.kv_cache_bytes == a_layer * full
-        assert ledger.mamba_state_bytes == kinds.count("linear_attention") * (
-            2 * 8 * 8 * 4 + (2 * 2 * 8 + 2 * 8) * 4 * 4
-        )
+    model = assistant.model
+    assert assistant.ask("What?", max_new_tokens=2).ledger.kv_cache_bytes
+    cache = model(input_ids=torch.arange(40, 70)[None], use_cache=True).cache
+    cache = model(input_ids=torch.tensor([[40]]), cache=cache, use_cache=True).cache
+    keys, states = cached_bytes(cache)
+    planned_keys, planned_states = cache_bytes(model.config, 31, 4)
+    assert planned_states == states
+    cut = model.config.text_config.layer_types.count("sliding_attention")
+    a_position = 2 * 2 * 8 * 4  # keys and values, heads, width, bytes
+    missing = cut * a_position if fields.get("sliding_window") == 8 else 0
+    assert planned_keys == keys + missing  # of a full window one position goes after each step
 
 
 def test_another_vision_tower_is_refused_by_name():

@@ -65,6 +65,7 @@ def test_frame_times_are_those_of_the_released_model_where_the_rate_is_steady(pr
         lambda data: {"type": "image", "image": data},
         lambda data: {"type": "image", "base64": base64.b64encode(data).decode()},
         lambda data: {"type": "image", "base64": base64.encodebytes(data).decode()},
+        lambda data: {"type": "image", "base64": base64.b64encode(data)},
         lambda data: {
             "type": "image_url",
             "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(data).decode()},

@@ -12,8 +12,9 @@ def untyped(kind: type[T], **fields: Any) -> T:
         kind: The dataclass.
         fields: Those that are not at their default.
     """
-    made = kind()
+    made: Any = kind()
     for name, value in fields.items():
         object.__setattr__(made, name, value)
-    made.__post_init__()  # type: ignore[attr-defined]
-    return made
+    made.__post_init__()
+    checked: T = made
+    return checked

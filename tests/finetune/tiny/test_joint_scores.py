@@ -255,6 +255,7 @@ def test_the_cards_table_has_every_ability_with_its_verdict():
         (["eval", "huge"], "Found eval 'huge'; expected 'tiny'"),
         (["eval", "tiny", "--data", "nowhere"], "nowhere: found no cifar10/ there"),
         (["eval", "tiny", "--metric", "cer"], "Found --metric with `tiny`"),
+        (["eval", "tiny", "--max-new-tokens", "0"], "Found --max-new-tokens with `tiny`"),
         (["eval", "tiny", "--reduce", "image=identity"], "Found --reduce with `tiny`"),
     ],
 )
