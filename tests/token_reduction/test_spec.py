@@ -91,5 +91,5 @@ def test_a_wrong_spec_says_what_was_found_and_expected(spec: str, message: str) 
 def test_a_rate_of_nothing_may_be_written_with_a_point_or_with_names():
     for spec in ("evs(0.0, 7)", "evs(0, floor=7)", "evs(rate=0, floor=7)"):
         reducer = build(spec)
-        assert isinstance(reducer, REDUCERS["evs"])
+        assert isinstance(reducer, Evs)
         assert (reducer.rate, reducer.floor) == (0, 7)
