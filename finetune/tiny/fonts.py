@@ -4,6 +4,7 @@ The families come from Debian packages (`fonts-dejavu-core`, `fonts-liberation2`
 and so on); whatever of them is installed is used.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,8 +19,9 @@ FONT_DIRECTORIES = tuple(
     for folder in ("/usr/share/fonts", "/usr/local/share/fonts", "/usr/share/texmf/fonts/opentype")
 )
 
-# Family groups: a font belongs to the first group whose name starts its own family name, so that
-# close relatives ("Roboto Condensed", "OCRABold") never straddle the split.
+# Family groups: a font belongs to the longest group whose name starts its own family name, if only
+# the name of a cut follows, so that close relatives ("Roboto Condensed", "OCRABold") never straddle
+# the split and other typefaces ("Hack & Slash", "Intersect") are not taken for Hack and Inter.
 TRAIN_FAMILIES = (
     "Andika", "Anonymous Pro", "Carlito", "Comfortaa", "Courier Prime", "DejaVu Sans Mono",
     "DejaVu Sans", "DejaVu Serif", "EB Garamond", "Fira Code", "Gentium", "Hack", "Inconsolata",
@@ -33,6 +35,11 @@ VALIDATION_FAMILIES = (
 )  # fmt: skip
 # Noto has one family per script; only these hold Latin letters of the common design.
 _LATIN_NOTO = {"Noto Sans", "Noto Sans Display", "Noto Serif", "Noto Serif Display"}
+_CUTS = re.compile(
+    r"( ?(Alt|Bold|Cn|Code|Condensed|Display|Italic|Light|Medium|Minus|Sans|SemiBold))*"
+)
+# Styles of hollow letters, and of letters cut out of black boxes: signs rather than print.
+_DECORATED = re.compile("Inverted|Outline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +68,9 @@ def find_fonts(split: Split) -> Fonts:
     found: dict[str, list[Path]] = {}
     for directory in FONT_DIRECTORIES:
         for path in sorted(directory.rglob("*.[to]tf")):
-            family = ImageFont.truetype(str(path), size=16).getname()[0] or ""
-            group = _family_group(family)
-            if group is not None and group in wanted:
+            family, style = ImageFont.truetype(str(path), size=16).getname()
+            group = _family_group(family or "")
+            if group is not None and group in wanted and not _DECORATED.search(style or ""):
                 found.setdefault(group, []).append(path)
     if not found:
         raise FileNotFoundError(
@@ -89,5 +96,9 @@ def _family_group(family: str) -> str | None:
     if family.startswith("Noto") and family not in _LATIN_NOTO:
         return None
     groups = TRAIN_FAMILIES + VALIDATION_FAMILIES
-    matches = [group for group in groups if family.startswith(group)]
+    matches = [
+        group
+        for group in groups
+        if family.startswith(group) and _CUTS.fullmatch(family.removeprefix(group))
+    ]
     return max(matches, key=len, default=None)

@@ -1,6 +1,7 @@
 """Drawn pictures: the same seed gives the same picture, and the facts told are the facts drawn."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,28 @@ def test_missing_fonts_are_named(monkeypatch, tmp_path):
             find_fonts("validation")
     finally:
         find_fonts.cache_clear()
+
+
+def test_only_cuts_of_a_family_and_letters_in_plain_ink_are_taken(monkeypatch, tmp_path):
+    """`Hack & Slash` is no Hack, and `Intersect` no Inter; letters cut out of a box are signs."""
+    taken = ["Hack, Bold", "Roboto Condensed, Italic", "GentiumAlt, Regular", "OCRABold, Bold"]
+    left = ["Hack & Slash BRK, Regular", "Hackney, Regular", "OCRA, Inverted Sharp"]
+    for name in taken + left:
+        (tmp_path / f"{name}.ttf").touch()
+
+    class Face:
+        def __init__(self, path, size):
+            self.getname = lambda: tuple(Path(path).stem.split(", "))
+
+    monkeypatch.setattr(fonts_module, "FONT_DIRECTORIES", (tmp_path,))
+    monkeypatch.setattr(fonts_module.ImageFont, "truetype", Face)
+    find_fonts.cache_clear()
+    try:
+        found = find_fonts("train").families
+    finally:
+        find_fonts.cache_clear()
+    assert sorted(path.stem for paths in found.values() for path in paths) == sorted(taken)
+    assert sorted(found) == ["Gentium", "Hack", "OCRA", "Roboto"]
 
 
 @pytest.mark.parametrize("seed", range(5))
