@@ -70,8 +70,8 @@ class Mask:
         return self.key_mask is None and self.segment_ids is None
 
     @cached_property
-    def runs(self) -> list[list[tuple[int, int]]] | None:
-        """First and last position, the latter excluded, of each packed sequence of each row.
+    def lengths(self) -> list[list[int]] | None:
+        """Positions of each packed sequence of each row.
 
         None where nothing is packed. Padding, which is behind all that is real, needs no mask here:
         whoever comes before it does not see it, and what it gives is not read.
@@ -80,7 +80,7 @@ class Mask:
             return None
         changes = (self.segment_ids[:, 1:] != self.segment_ids[:, :-1]).cpu()
         starts = [[0, *(change.nonzero()[:, 0] + 1).tolist()] for change in changes]
-        return [list(pairwise([*row, self.seq])) for row in starts]
+        return [[b - a for a, b in pairwise([*row, self.seq])] for row in starts]
 
 
 class Attention(nn.Module):
@@ -163,8 +163,8 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, enable_gqa=has_groups
             )
-        if q.device.type == "cpu" and mask.runs is not None:
-            return self._attend_apart(q, k, v, mask.runs)
+        if q.device.type == "cpu" and mask.lengths is not None:
+            return self._attend_apart(q, k, v, mask.lengths)
         outputs = []
         for start in range(0, q.shape[2], step := mask.queries_at_once(q.device)):
             visible = mask.rows(start, min(start + step, q.shape[2]), q.device)
@@ -186,16 +186,17 @@ class Attention(nn.Module):
         q: Float[Tensor, "batch heads seq head_dim"],
         k: Float[Tensor, "batch kv_heads seq head_dim"],
         v: Float[Tensor, "batch kv_heads seq head_dim"],
-        runs: list[list[tuple[int, int]]],
+        lengths: list[list[int]],
     ) -> Float[Tensor, "batch heads seq head_dim"]:
-        """`_attend` of packed sequences, each by itself."""
+        """`_attend` of packed sequences, each by itself.
+
+        Split, not sliced: the gradient of a slice is a tensor as large as all sequences together.
+        """
         rows = []
-        for row, stretches in enumerate(runs):
-            outputs = []
-            for start, stop in stretches:
-                own = (slice(row, row + 1), slice(None), slice(start, stop))
-                outputs.append(self._attend(q[own], k[own], v[own], None))
-            rows.append(torch.cat(outputs, dim=2))
+        for *row, sizes in zip(q.split(1), k.split(1), v.split(1), lengths, strict=True):
+            own_q, own_k, own_v = (heads.split(sizes, dim=2) for heads in row)
+            outputs = map(self._attend, own_q, own_k, own_v, [None] * len(sizes))
+            rows.append(torch.cat([*outputs], dim=2))
         return torch.cat(rows)
 
     def _attend_once(
