@@ -28,6 +28,10 @@ ABILITIES = {
     "object": Ability(name="main object of a photo, ten classes", floor=0.75),
     "handwritten": Ability(name="handwritten digit", floor=0.97),
     "line": Ability(name="printed line, unseen fonts (character error)", floor=0.04, is_error=True),
+    "line_signs": Ability(
+        name="the same, in hollow letters or letters cut out of boxes (character error)",
+        is_error=True,
+    ),
     "receipt_line": Ability(
         name="line of a real receipt, unseen shops (character error)", floor=0.12, is_error=True
     ),

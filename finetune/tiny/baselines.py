@@ -33,12 +33,12 @@ from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.errors import RequestError
 
 SPOKEN = ("digit", "digit_commands", "word")
-READ = ("line", "receipt_line", "band")
+READ = ("line", "line_signs", "receipt_line", "band")
 NAMED = ("name", "out_of_scope")  # judged by what is said about omni-tiny
 SIDE = 32  # rows and columns of a picture or spectrogram that is compared
 FOUND = ("page_title", "page_field", "page_cell", "receipt_total", "receipt_date")
 # --psm: one line, one block, or what is found on a page
-TESSERACT = {"line": "7", "receipt_line": "7", "band": "6"} | dict.fromkeys(FOUND, "4")
+TESSERACT = dict.fromkeys(READ, "7") | {"band": "6"} | dict.fromkeys(FOUND, "4")
 TIMEOUT_S = 30
 
 

@@ -5,6 +5,7 @@ wording of each question is drawn anew from the committed patterns, with a fixed
 """
 
 import io
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from PIL import Image as Picture
 
 from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, SILENCE, Clip
+from finetune.tiny.fonts import find_fonts
 from finetune.tiny.page_cases import count_cases, document_cases, receipt_cases
 from finetune.tiny.receipts import receipt_lines
 from finetune.tiny.score import score_answer
@@ -27,6 +29,8 @@ from finetune.tiny.turns import Turn, chat, text_turn, turns_about, which_turn
 from finetune.tiny.vision_data import cifar_arrays, mnist_arrays
 from omni.assistant import Assistant
 from omni.media import Audio, Image
+
+logger = logging.getLogger(__name__)
 
 BATCH = 24
 MAX_ANSWER_TOKENS = 160  # a strip of three long lines, letter by letter
@@ -222,6 +226,17 @@ def make_cases(
         lines = pictures("receipt_line", total, lambda _, i: subjects.receipt_line(i))
         return about("receipt_line", lines, "line", options)
 
+    def signs() -> list[Case]:
+        """Lines in faces that only one of the held-out families has; none if it is missing."""
+        try:
+            fonts = find_fonts("signs")
+        except FileNotFoundError as error:
+            logger.warning("%s is left out: %s", ABILITIES["line_signs"].name, error)
+            return []
+        source = rng("line_signs")
+        drawn_lines = (subjects.printed_line(source, fonts) for _ in range(clips))
+        return about("line_signs", drawn_lines, "line")
+
     def stills(options: Mapping[str, Any] = NO_OPTIONS) -> list[Case]:
         return about("still", many("still", "still"), "shape_colour", options)
 
@@ -259,6 +274,7 @@ def make_cases(
             "handwritten",
         ),
         "line": lambda: about("line", many("line", "line"), "line"),
+        "line_signs": signs,
         "receipt_line": receipts,
         "band": lambda: about("band", many("band", "band"), "line"),
         "direction": lambda: moving("direction"),
@@ -305,7 +321,8 @@ def make_cases(
         ],
         "refused": in_scope,
     }
-    return {name: make() for name, make in makers.items() if abilities is None or name in abilities}
+    wanted = (name for name in makers if abilities is None or name in abilities)
+    return {name: cases for name in wanted if (cases := makers[name]())}
 
 
 def evaluate(

@@ -13,6 +13,8 @@ from typing import Literal
 from PIL import ImageFont
 
 Split = Literal["train", "validation"]
+# Signs: faces of the validation families with hollow letters, or letters cut out of black boxes.
+Faces = Literal["train", "validation", "signs"]
 
 FONT_DIRECTORIES = tuple(
     Path(folder)
@@ -38,13 +40,12 @@ _LATIN_NOTO = {"Noto Sans", "Noto Sans Display", "Noto Serif", "Noto Serif Displ
 _CUTS = re.compile(
     r"( ?(Alt|Bold|Cn|Code|Condensed|Display|Italic|Light|Medium|Minus|Sans|SemiBold))*"
 )
-# Styles of hollow letters, and of letters cut out of black boxes: signs rather than print.
-_DECORATED = re.compile("Inverted|Outline")
+_SIGNS = re.compile("Inverted|Outline")  # styles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fonts:
-    """Font files of one split.
+    """Font files of one side of the split.
 
     Attributes:
         families: For each family group, its font files; a family is drawn first, then a file, so
@@ -55,26 +56,26 @@ class Fonts:
 
 
 @cache
-def find_fonts(split: Split) -> Fonts:
+def find_fonts(faces: Faces) -> Fonts:
     """Find the installed fonts of one side of the split.
 
     Args:
-        split: Which families.
+        faces: Which families, and of them the signs or all others.
 
     Raises:
         FileNotFoundError: If none of the families is installed.
     """
-    wanted = TRAIN_FAMILIES if split == "train" else VALIDATION_FAMILIES
+    wanted = TRAIN_FAMILIES if faces == "train" else VALIDATION_FAMILIES
     found: dict[str, list[Path]] = {}
     for directory in FONT_DIRECTORIES:
         for path in sorted(directory.rglob("*.[to]tf")):
             family, style = ImageFont.truetype(str(path), size=16).getname()
-            group = _family_group(family or "")
-            if group is not None and group in wanted and not _DECORATED.search(style or ""):
+            group, is_sign = _family_group(family or ""), bool(_SIGNS.search(style or ""))
+            if group is not None and group in wanted and is_sign == (faces == "signs"):
                 found.setdefault(group, []).append(path)
     if not found:
         raise FileNotFoundError(
-            f"None of the {len(wanted)} font families of the {split} split is installed under "
+            f"None of the {len(wanted)} font families for {faces} is installed under "
             f"{', '.join(map(str, FONT_DIRECTORIES))}; install for example the Debian packages "
             "fonts-dejavu-core and fonts-inter."
         )

@@ -36,7 +36,7 @@ from finetune.tiny.audio_voices import synthetic_clips
 from finetune.tiny.bands import MAX_LETTERS, cut_band, render_band
 from finetune.tiny.documents import random_page
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
-from finetune.tiny.fonts import Split, find_fonts
+from finetune.tiny.fonts import Fonts, Split, find_fonts
 from finetune.tiny.printed import render_line
 from finetune.tiny.receipts import cut, receipt_lines, receipt_pages, receipt_pieces
 from finetune.tiny.scenes import random_events, random_scene
@@ -150,7 +150,11 @@ class Subjects:
             )
         if kind < RECEIPT_SHARE + PIECE_SHARE:
             return self.receipt_piece(rng)
-        line = render_line(rng, find_fonts(self.split))
+        return self.printed_line(rng, find_fonts(self.split))
+
+    def printed_line(self, rng: Generator, fonts: Fonts) -> Subject:
+        """Draw a printed line in one of some fonts."""
+        line = render_line(rng, fonts)
         edges = line.edges / line.image.shape[1]
         return _picture("line", line.image, {"label": line.text})._replace(edges=edges)
 

@@ -74,7 +74,7 @@ def test_the_nearest_recording_names_what_sounds_like_it(tmp_path, monkeypatch):
 
 def test_reading_hearing_and_choosing_have_the_baselines_that_suit_them():
     asked = {b.name: set(b.abilities) for b in baselines.baselines()}
-    assert asked["tesseract"] == {"line", "receipt_line", "band"}
+    assert asked["tesseract"] == {"line", "line_signs", "receipt_line", "band"}
     assert {"page_field", "receipt_total"} < asked["tesseract reads it"]
     assert asked["pocketsphinx"] == {"digit", "digit_commands", "word"}
     assert asked["nearest example"] == {"object", "handwritten"} | asked["pocketsphinx"]

@@ -55,7 +55,8 @@ def test_only_cuts_of_a_family_and_letters_in_plain_ink_are_taken(monkeypatch, t
     """`Hack & Slash` is no Hack, and `Intersect` no Inter; letters cut out of a box are signs."""
     taken = ["Hack, Bold", "Roboto Condensed, Italic", "GentiumAlt, Regular", "OCRABold, Bold"]
     left = ["Hack & Slash BRK, Regular", "Hackney, Regular", "OCRA, Inverted Sharp"]
-    for name in taken + left:
+    signs = ["OCR B, Inverted", "OCR B, Outline"]
+    for name in taken + left + signs:
         (tmp_path / f"{name}.ttf").touch()
 
     class Face:
@@ -67,8 +68,12 @@ def test_only_cuts_of_a_family_and_letters_in_plain_ink_are_taken(monkeypatch, t
     find_fonts.cache_clear()
     try:
         found = find_fonts("train").families
+        apart = find_fonts("signs").families["OCR B"]
+        with pytest.raises(FileNotFoundError):
+            find_fonts("validation")
     finally:
         find_fonts.cache_clear()
+    assert sorted(path.stem for path in apart) == signs
     assert sorted(path.stem for paths in found.values() for path in paths) == sorted(taken)
     assert sorted(found) == ["Gentium", "Hack", "OCRA", "Roboto"]
 
