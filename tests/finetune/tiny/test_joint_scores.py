@@ -191,6 +191,18 @@ def test_a_reduced_row_asks_what_its_plain_row_asks(tones, tmp_path):
     assert cases["colour_evs"][0].options == {"reduction": {"video": "evs(0.5)"}}
 
 
+def test_faces_that_are_missing_leave_their_row_out_and_are_named(
+    tones, tmp_path, monkeypatch, caplog
+):
+    def find_none(faces):
+        raise FileNotFoundError(f"None of the families for {faces} is installed.")
+
+    monkeypatch.setattr(tiny_evaluate, "find_fonts", find_none)
+    assert list(make_cases(tmp_path, 4, abilities=["line_signs", "still"])) == ["still"]
+    assert "letters cut out of boxes" in caplog.text
+    assert "None of the families for signs" in caplog.text
+
+
 def test_a_second_question_is_another_one_and_is_also_asked_alone(tones, tmp_path):
     for name in ("dialogue", "dialogue_still"):
         cases = make_cases(tmp_path, 8, abilities=[name, f"{name}_alone"])
