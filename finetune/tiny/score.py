@@ -31,6 +31,7 @@ COPIED = ("title", "field", "cell")  # exactly as printed, but for spaces at end
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 TIME_TOLERANCE = 0.5  # seconds
 ABILITY_WORDS = ("digits", "words", "objects", "colours", "shapes", "directions", "lines")
+LEAST_ABILITIES = 3  # of these, to have said what it can do
 
 
 def named(answer: str, candidates: tuple[str, ...]) -> list[str]:
@@ -77,10 +78,12 @@ def score_answer(turn: Turn, answer: str) -> float:
         candidates = CANDIDATES[turn.task]
         said, true = (named(conclusion(text), candidates) for text in (answer, turn.answer))
         return float(said == true if turn.task == "digits" else set(said) == set(true))
-    knows_abilities = any(word in answer for word in ABILITY_WORDS)
+    words = set(re.findall(r"[a-z]+", answer.lower()))
+    knows_abilities = len(words.intersection(ABILITY_WORDS)) >= LEAST_ABILITIES
     if turn.task == "abilities":
-        return float(knows_abilities)
-    return float(questions.NAME in answer and knows_abilities)
+        return float(knows_abilities and not is_refusal(answer))
+    is_right = is_refusal(answer) == (turn.task == "out_of_scope")
+    return float(is_right and questions.NAME in answer and knows_abilities)
 
 
 def is_refusal(answer: str) -> bool:

@@ -115,7 +115,6 @@ class Subjects:
         if self.is_training and voices is not None:
             self.clips += synthetic_clips(cache=voices)
         self.noises = [clip.waveform for clip in self.clips if clip.label == SILENCE]
-        self._word_rng = np.random.default_rng(0)
         self._shelf = sort_words(self.clips, SOURCE_WEIGHTS)
         self._makers: dict[str, Callable[[Generator], Subject]] = {
             "line": self.line,
@@ -293,7 +292,7 @@ class Subjects:
             noise = background(rng, int(rng.integers(4_000, 20_000)), self.noises)
             loudness = 10 ** (-rng.uniform(10, 50) / 20) / max(float(noise.std()), 1e-6)
             return _recording("word", noise * loudness, {"label": SILENCE})
-        clip = draw_word(self._word_rng, self._shelf) if clip is None else clip
+        clip = draw_word(rng, self._shelf) if clip is None else clip
         waveform = clip.waveform
         if self.is_training:
             waveform = augment(rng, waveform, self.noises)

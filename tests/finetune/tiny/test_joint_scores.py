@@ -36,6 +36,8 @@ from omni.media import load_media
 from omni.options import MediaOptions
 from omni.planning import MediaPlanner
 
+ABLE = "I can name spoken digits and words, and read lines."
+
 
 @pytest.mark.parametrize(
     ("task", "true", "answer", "score"),
@@ -71,10 +73,16 @@ from omni.planning import MediaPlanner
         ("day", "12/28/2017", "The date is 12-28-17.", 1),
         ("day", "05/03/2018", "03/05/2018", 0),
         ("day", "05/03/2018", "05/03/2018 12:40", 0),
-        ("name", "", "I am omni-tiny. I can name spoken digits.", 1),
-        ("name", "", "I can name spoken digits.", 0),
-        ("abilities", "", "I can read short printed lines.", 1),
+        ("name", "", f"I am omni-tiny. {ABLE}", 1),
+        ("name", "", ABLE, 0),
+        ("name", "", "I am omni-tiny. In other words, I read lines.", 0),
+        ("name", "", f"{questions.REFUSAL}: I am omni-tiny. {ABLE}", 0),
+        ("abilities", "", ABLE, 1),
+        ("abilities", "", f"{questions.REFUSAL}: {ABLE}", 0),
         ("abilities", "", "Seven.", 0),
+        ("out_of_scope", "", f"{questions.REFUSAL}: I am omni-tiny. {ABLE}", 1),
+        ("out_of_scope", "", f"Hello! I am omni-tiny. {ABLE}", 0),
+        ("out_of_scope", "", f"{questions.REFUSAL}.", 0),
     ],
 )
 def test_answers_are_judged_by_the_words_that_count(task, true, answer, score):
