@@ -8,10 +8,11 @@ With a schema, step 2 allows what the schema allows, once reasoning has ended (`
 Rows never influence each other, so an answer does not depend on the batch it was made in.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from omni.stopping import check_stop
 from token_reduction import TokenLayout
 
 CHUNKS_PER_RELEASE = 4  # chunks after which freed memory goes back to the system: milliseconds
+LEAST_TEMPERATURE = 1e-30  # what is below is nothing in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +66,12 @@ class GenerationOptions:
             is_unset = value is None and name == "reasoning_budget"
             if not isinstance(value, Integral) and not is_unset:
                 raise RequestError(f"{name} is {value!r}; expected a whole number.")
+        for name in ("temperature", "top_p"):
+            if not isinstance(value := getattr(self, name), Real):
+                raise RequestError(f"{name} is {value!r}; expected a number.")
         bounds = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature < math.inf, "0 or more, and finite"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 or more"),
             "seed": (abs(self.seed) < 2**62, "a number of less than 62 bits"),
@@ -383,7 +388,9 @@ class _Chooser:
         if self.options.temperature == 0:
             return int(scores.argmax())
         scores = scores.cpu() - scores.max().cpu()  # a small temperature must not overflow
-        weights = keep_likely(scores / self.options.temperature, self.options)
+        weights = keep_likely(
+            scores / max(self.options.temperature, LEAST_TEMPERATURE), self.options
+        )
         return int(torch.multinomial(weights, 1, generator=self.random))
 
     def _leave_room(self, answer: Answer) -> None:

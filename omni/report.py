@@ -74,8 +74,9 @@ def write_report(
         media=list(media_views(request, evidence, EXTENT)),
         max_pictures=EXTENT.pictures,
     )
+    data = page.encode("utf-8", "replace")  # names of files may hold any bytes
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_bytes(data)
     except OSError as error:
         raise RequestError(f"The report {path} cannot be written: {error.strerror}.") from error
 

@@ -151,8 +151,9 @@ def test_reasoning_ends_at_a_line_break_once_the_budget_is_spent(assistant, requ
     assert answers(assistant.model, requests[:1], options, vocabulary) == [[40] * 6]
 
 
-def test_a_temperature_near_nothing_takes_the_best_token(assistant, requests):
-    cold = GenerationOptions(max_new_tokens=8, temperature=1e-38)
+@pytest.mark.parametrize("temperature", [1e-38, 1e-46, 1e-300])
+def test_a_temperature_near_nothing_takes_the_best_token(assistant, requests, temperature):
+    cold = GenerationOptions(max_new_tokens=8, temperature=temperature)
     assert answers(assistant.model, requests[:2], cold) == answers(assistant.model, requests[:2])
 
 
@@ -160,6 +161,13 @@ def test_a_temperature_near_nothing_takes_the_best_token(assistant, requests):
 def test_counts_are_whole_numbers(name):
     with pytest.raises(RequestError, match=rf"{name} is 4.0; expected a whole number"):
         untyped(GenerationOptions, **{name: 4.0})
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+@pytest.mark.parametrize("value", ["0.5", None])
+def test_what_is_no_number_is_named(name, value):
+    with pytest.raises(RequestError, match=rf"{name} is {value!r}; expected a number"):
+        untyped(GenerationOptions, **{name: value})
 
 
 def test_top_k_and_top_p_keep_the_likely_tokens():
@@ -176,6 +184,8 @@ def test_top_k_and_top_p_keep_the_likely_tokens():
     [
         ("max_new_tokens", 0, "at least 1"),
         ("temperature", -1.0, "0 or more"),
+        ("temperature", float("inf"), "0 or more, and finite"),
+        ("temperature", float("nan"), "0 or more, and finite"),
         ("top_p", 0, "above 0"),
     ],
 )

@@ -1,9 +1,11 @@
 """The report is one well-formed file that needs nothing else and hides nothing."""
 
+import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 import omni
@@ -165,6 +167,17 @@ def test_what_a_budget_lowered_stands_beside_the_ledger(assistant, tmp_path):
     [change] = reply.ledger.lowered
     text = Page(path.read_text(encoding="utf-8")).texts["ledger"]
     assert f"Lowered to fit the budget {change}" in " ".join(text.split())
+
+
+def test_a_file_name_that_is_no_text_is_no_reason_to_lose_the_report(assistant, tmp_path):
+    source = tmp_path / os.fsdecode(b"caf\xe9.png")  # as in archives of old systems
+    try:
+        PIL.Image.new("RGB", (64, 64), "red").save(source, "PNG")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    path = tmp_path / "out.html"
+    assistant.ask("What?", source, max_new_tokens=4).save_report(path)
+    assert "caf?.png" in path.read_text(encoding="utf-8")
 
 
 def test_pictures_have_a_text_and_tables_have_heads(page):
