@@ -26,7 +26,8 @@ from torch import Tensor
 
 import omni
 from finetune.tiny.abilities import ABILITIES
-from finetune.tiny.evaluate import BATCH, MAX_ANSWER_TOKENS, Case, make_cases
+from finetune.tiny.cases import Case, make_cases
+from finetune.tiny.evaluate import BATCH, MAX_ANSWER_TOKENS
 from finetune.tiny.score import score_answer
 from finetune.tiny.turns import chat
 from omni.assistant import Assistant

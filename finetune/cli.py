@@ -23,7 +23,8 @@ from omni.errors import RequestError
 
 if TYPE_CHECKING:
     from finetune.bench.reduce import Row
-    from finetune.tiny.evaluate import Case, OtherScore, Score
+    from finetune.tiny.cases import Case
+    from finetune.tiny.evaluate import OtherScore, Score
     from omni.inputs import Modality
 
 WhatArgument = Annotated[
@@ -201,6 +202,7 @@ def evaluate(
             )
     check_data(data)
     # Here, because torch and the data code take seconds and `omni --help` shall not.
+    from finetune.tiny import cases as questions
     from finetune.tiny import evaluate as tiny
     from omni.assistant import Assistant
 
@@ -209,7 +211,7 @@ def evaluate(
         _name_missing_baselines(console)
     start = time.perf_counter()
     assistant = Assistant.from_pretrained(model, adapter=adapter)
-    cases = tiny.make_cases(data, limit)
+    cases = questions.make_cases(data, limit)
     with console.status("evaluating") as status:
         scores = tiny.evaluate(
             assistant, cases, lambda name, done: status.update(f"{name}: {done}/{len(cases[name])}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.bench.reduce import BenchCase, BenchTask
 from finetune.tiny.abilities import ABILITIES
-from finetune.tiny.evaluate import Case, make_cases
+from finetune.tiny.cases import Case, make_cases
 from finetune.tiny.score import score_answer
 from finetune.tiny.turns import chat
 

@@ -7,7 +7,6 @@ come from others: the company of a second, an address of some more, now and then
 another. What is true of it is known, since it is known what is written in each row.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 from numpy.random import Generator
 
+from finetune.tiny.chains import letters
 from omni.errors import RequestError
 
 Part = Literal["company", "address", "other"]
@@ -68,11 +68,6 @@ class ReadReceipt(NamedTuple):
         """Whether the rows of a field say what the field says."""
         read, true = (letters(s) for s in (" ".join(r.text for r in self.of(part)), value))
         return bool(read) and min(len(read), len(true)) >= SAME * max(len(read), len(true))
-
-
-def letters(text: str) -> str:
-    """Capitals and digits of a text, which is how texts are compared here."""
-    return re.sub(r"[^A-Z0-9]", "", text.upper())
 
 
 def part_of(text: str, company: str, address: str) -> Part:

@@ -4,7 +4,6 @@ The question comes with the top of a receipt: its rows of print, in pictures of 
 """
 
 import json
-import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from finetune.recipes.mixing import (
     Piece,
     ReadReceipt,
     ReadRow,
-    letters,
     part_of,
 )
+from finetune.tiny.chains import are_related
 from finetune.tiny.receipts import Crop, is_held_out, text_between
 from finetune.tiny.text_rows import SIDE_MARGIN, cut_text_rows, words_of_pieces
 
@@ -32,7 +31,6 @@ READING = "What is written here?"
 # time are a picture: a whole page would be shrunk beyond reading by a small tower.
 TOP_SHARE = 0.36
 CUTS = 3  # of a receipt for training, each a little different
-LEAST_CHAIN = 5  # letters of a name that tell a chain
 NUM_TRAINING = 9_000  # rows
 KINDS = {"real": 0.10, "mixed": 0.55, "reading": 0.35}  # shares of them
 MOST_READ = 5  # rows of print to read one after the other
@@ -81,22 +79,6 @@ def question_about(receipt: ReadReceipt) -> Row:
     """The recipe's question about a receipt, and its answer."""
     answer = json.dumps({"company": receipt.company, "address": receipt.address})
     return _ask(QUESTION, answer, receipt.rows, ("company", "address"))
-
-
-def are_related(one: Row, other: Row) -> bool:
-    """Whether two receipts are of one chain, or of one address.
-
-    Names are compared without what tells branches apart (brackets, legal form, punctuation), and
-    one may go on where the other ends.
-    """
-    names = sorted((_chain_of(one["company"]), _chain_of(other["company"])), key=len)
-    is_chain = len(names[0]) >= LEAST_CHAIN and names[1].startswith(names[0])
-    return is_chain or letters(one["address"]) == letters(other["address"])
-
-
-def _chain_of(company: str) -> str:
-    name = re.sub(r"\(.*?\)|\bS/B\b", "", company.upper())
-    return letters(re.sub(r"\b(SDN|BHD|PLT|CO|ENTERPRISE)\b", "", name))
 
 
 def _ask(question: str, answer: str, rows: Sequence[ReadRow], told: Collection[Part]) -> Row:

@@ -33,7 +33,7 @@ ABILITIES = {
         is_error=True,
     ),
     "receipt_line": Ability(
-        name="line of a held-out real receipt (character error)", floor=0.12, is_error=True
+        name="line of a real receipt, unseen shops (character error)", floor=0.12, is_error=True
     ),
     "band": Ability(
         name="strip of a page: one to three long lines (character error)", is_error=True
@@ -86,8 +86,8 @@ ABILITIES = {
     "page_second_alone": Ability(name="drawn page: the same second question, asked alone"),
     "page_count": Ability(name="PDF: how many pages, one to five", floor=0.85),
     "document": Ability(name="PDF: what stands on one of two to five pages", floor=0.85),
-    "receipt_total": Ability(name="whole real receipt, held out: total", floor=0.40),
-    "receipt_date": Ability(name="whole real receipt, held out: date", floor=0.40),
+    "receipt_total": Ability(name="whole real receipt, unseen shops: total", floor=0.40),
+    "receipt_date": Ability(name="whole real receipt, unseen shops: date", floor=0.40),
     "name": Ability(name="its own name and abilities", floor=0.90),
     "out_of_scope": Ability(name="out of scope: says what it is and can do", floor=0.90),
     "refused": Ability(

@@ -27,7 +27,8 @@ from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.answers import conclusion
 from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, load_clips
 from finetune.tiny.audio_pool import log_mel
-from finetune.tiny.evaluate import Case, OtherScore, summarise
+from finetune.tiny.cases import Case
+from finetune.tiny.evaluate import OtherScore, summarise
 from finetune.tiny.score import score_answer
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.errors import RequestError
@@ -82,7 +83,7 @@ def measure(cases: dict[str, list[Case]], data: Path) -> Iterator[tuple[str, Oth
     """Ask the baselines what the model was asked.
 
     Args:
-        cases: From `finetune.tiny.evaluate.make_cases`.
+        cases: From `finetune.tiny.cases.make_cases`.
         data: Folder of the training data.
 
     Yields:

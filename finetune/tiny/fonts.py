@@ -37,9 +37,7 @@ VALIDATION_FAMILIES = (
 )  # fmt: skip
 # Noto has one family per script; only these hold Latin letters of the common design.
 _LATIN_NOTO = {"Noto Sans", "Noto Sans Display", "Noto Serif", "Noto Serif Display"}
-_CUTS = re.compile(
-    r"( ?(Alt|Bold|Cn|Code|Condensed|Display|Italic|Light|Medium|Minus|Sans|SemiBold))*"
-)
+_CUTS = re.compile(r"( ?(Alt|Bold|Cn|Code|Condensed|Display|Italic|Light|Medium|Minus|Sans))*")
 _SIGNS = re.compile("Inverted|Outline")  # styles
 
 

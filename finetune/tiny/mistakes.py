@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from finetune.tiny.evaluate import make_cases
+from finetune.tiny.cases import make_cases
 
 SHOWN = ("handwritten", "line", "still", "count", "position", "attribute", "page_field")
 MOST = 2  # of an ability

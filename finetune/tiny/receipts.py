@@ -1,8 +1,8 @@
 """Lines of real receipts: crops of scanned receipts (SROIE) with what is printed in them.
 
-Split by shop. Company names and addresses stay out, since they are the task of the fine-tuning
-example; so do lines with characters or lengths that the reading head has no place for, and mere
-marks.
+Split by shop, and measured on shops of whose chain none is trained on. Company names and addresses
+stay out, since they are the task of the fine-tuning example; so do lines with characters or lengths
+that the reading head has no place for, and mere marks.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,6 +19,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from encoders.vision.preprocessing import choose_image_grid
+from finetune.tiny.chains import are_related
 from finetune.tiny.fonts import Split
 from finetune.tiny.printed import CHARACTERS, MAX_CHARACTERS
 from finetune.tiny.text_rows import cut_text_rows, words_of_pieces
@@ -62,14 +63,14 @@ def receipt_pages(data: Path, split: Split) -> tuple[Page, ...]:
 
     Args:
         data: Folder with `sroie/manifest.jsonl` and `sroie/images/`.
-        split: Which part; a fixed tenth of the shops, by name, is for validation.
+        split: Which part; a fixed tenth of the shops, by name, is held out. Those of them whose
+            chain has other shops are on neither side.
     """
     pages = []
     folder = data / "sroie"
-    for row in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for row in rows_of(rows, split):
         key = row["key"]
-        if is_held_out(str(key.get("company"))) != (split == "validation"):
-            continue
         with Image.open(folder / row["file"]) as picture:
             image = np.asarray(picture.convert("L"))
         lines = tuple(
@@ -194,6 +195,17 @@ def crops_by_grid(
         )
         groups[grid].append(crop)
     return {grid: tuple(groups[grid]) for grid in sorted(groups)}
+
+
+def rows_of(rows: Sequence[dict[str, Any]], split: Split) -> list[dict[str, Any]]:
+    """Return the rows of SROIE's manifest that are of one side of the split."""
+    sides: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for row in rows:
+        sides[is_held_out(str(row["key"].get("company")))].append(row)
+    if split == "train":
+        return sides[False]
+    trained = [row["key"] for row in sides[False]]
+    return [row for row in sides[True] if not any(are_related(row["key"], key) for key in trained)]
 
 
 def is_held_out(shop: str) -> bool:

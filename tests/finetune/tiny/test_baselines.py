@@ -19,7 +19,7 @@ from finetune.tiny.baselines import (
     measure,
     read_with_tesseract,
 )
-from finetune.tiny.evaluate import Case
+from finetune.tiny.cases import Case
 from finetune.tiny.fonts import find_fonts, load_font
 from finetune.tiny.turns import Turn
 from finetune.tiny.vision_data import PHOTO_CLASSES

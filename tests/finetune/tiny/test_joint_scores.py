@@ -9,20 +9,17 @@ import typer
 from PIL import Image
 
 from finetune.cli import register
-from finetune.tiny import evaluate as tiny_evaluate
+from finetune.tiny import cases as tiny_cases
 from finetune.tiny import mistakes, questions, subjects
 from finetune.tiny.abilities import ABILITIES
 from finetune.tiny.audio_data import DIGITS, Clip
 from finetune.tiny.card import percent_down, percent_up, score_rows
+from finetune.tiny.cases import QUARTER, Case, as_file, make_cases
 from finetune.tiny.evaluate import (
-    QUARTER,
-    Case,
     OtherScore,
-    as_file,
     as_json,
     bootstrap_error,
     evaluate,
-    make_cases,
     summarise,
     wilson_interval,
     with_relative_floors,
@@ -177,7 +174,7 @@ class Refusing:
 
 
 def test_each_row_is_asked_with_its_options(tones, monkeypatch, tmp_path):
-    monkeypatch.setattr(tiny_evaluate, "IN_SCOPE", ("digit", "still", "sounded"))
+    monkeypatch.setattr(tiny_cases, "IN_SCOPE", ("digit", "still", "sounded"))
     names = ["still", "still_quarter", "sounded", "refused"]
     cases = make_cases(tmp_path, 6, abilities=names)
     assert list(cases) == names
@@ -205,7 +202,7 @@ def test_faces_that_are_missing_leave_their_row_out_and_are_named(
     def find_none(faces):
         raise FileNotFoundError(f"None of the families for {faces} is installed.")
 
-    monkeypatch.setattr(tiny_evaluate, "find_fonts", find_none)
+    monkeypatch.setattr(tiny_cases, "find_fonts", find_none)
     assert list(make_cases(tmp_path, 4, abilities=["line_signs", "still"])) == ["still"]
     assert "letters cut out of boxes" in caplog.text
     assert "None of the families for signs" in caplog.text

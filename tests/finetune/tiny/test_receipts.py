@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.tiny.receipts import crops_by_grid, cut, receipt_lines, receipt_pieces
+from finetune.tiny.chains import are_related
+from finetune.tiny.receipts import (
+    crops_by_grid,
+    cut,
+    is_held_out,
+    receipt_lines,
+    receipt_pieces,
+    rows_of,
+)
 from finetune.tiny.vision_data import MAX_PATCHES, MIN_PATCHES, image_grid, receipt_crops
 
 LINES = [
@@ -29,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.full((100, 100), 200, np.uint8)
         pixels[5:25, 10:90] = i  # the total's line carries the receipt's number
         Image.fromarray(pixels).save(folder / "sroie" / name)
-        key = {"company": f"THE SHOP {i // 2}", "address": "7 HIGH STREET"}
+        key = {"company": f"THE SHOP {chr(65 + i // 2)}", "address": f"{i // 2} HIGH STREET"}
         rows.append({"file": name, "key": key, "lines": LINES})
     (folder / "sroie" / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
@@ -44,6 +52,29 @@ def test_every_shop_is_on_one_side(data: Path) -> None:
     assert shops(data, "validation")
     assert shops(data, "train").isdisjoint(shops(data, "validation"))
     assert len(shops(data, "train") | shops(data, "validation")) == 20
+
+
+def test_a_shop_whose_chain_is_trained_on_is_not_measured_on() -> None:
+    held_out = next(n for n in map("MART {}".format, range(99)) if is_held_out(n))
+    branch = next(n for n in (f"{held_out} ({i}) BHD" for i in range(99)) if not is_held_out(n))
+    alone = next(n for n in map("STORE {}".format, range(99)) if is_held_out(n))
+    rows = [{"key": {"company": name}} for name in (held_out, branch, alone)]
+    assert rows_of(rows, "train") == [rows[1]]
+    assert rows_of(rows, "validation") == [rows[2]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "related"),
+    [
+        ({"company": "MR. D.I.Y. (M) SDN BHD"}, {"company": "MR D.I.Y.(JOHOR) SDN. BHD."}, True),
+        ({"company": "GREEN MART"}, {"company": "GREEN MARKET"}, False),
+        ({"company": "AB"}, {"company": "ABC STORE"}, False),  # too short to tell
+        ({"company": "ONE", "address": "7, HIGH ST."}, {"address": "7 High St"}, True),
+        ({"company": "ONE"}, {"company": "TWO"}, False),  # no address is like no other
+    ],
+)
+def test_chains_are_told_by_name_or_address(one: dict, other: dict, related: bool) -> None:
+    assert are_related(one, other) == are_related(other, one) == related
 
 
 def test_reserved_long_and_unknown_lines_stay_out(data: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 import omni
 from finetune.recipes import load_recipe, recipe_names
 from finetune.recipes.programs import Program
-from finetune.tiny.evaluate import evaluate, make_cases
+from finetune.tiny.cases import make_cases
+from finetune.tiny.evaluate import evaluate
 from finetune.tiny.fonts import find_fonts
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
