@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from omni.assistant import Assistant
     from omni.batching import BatchRun
     from omni.batching.cluster import RayRun
+    from omni.choosing import GenerationOptions
     from omni.config import OmniConfig
     from omni.conversation import Conversation
-    from omni.generation import GenerationOptions
     from omni.inputs import OmniInputs
     from omni.ledger import Ledger
     from omni.media import MediaLimits, load_media
@@ -58,7 +58,7 @@ _HOMES = {
     "Assistant": "omni.assistant",
     "Conversation": "omni.conversation",
     "OmniConfig": "omni.config",
-    "GenerationOptions": "omni.generation",
+    "GenerationOptions": "omni.choosing",
     "OmniInputs": "omni.inputs",
     "Ledger": "omni.ledger",
     "MediaLimits": "omni.media",

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from omni.choosing import GenerationOptions
 from omni.encoding import StageTimes, source_layout
 from omni.evidence import make_evidence
 from omni.footprint import Runtime
-from omni.generation import GenerationOptions, Prefilled, generate, prefill
+from omni.generation import Prefilled, generate, prefill
 from omni.inputs import OmniInputs
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.prompt import Message

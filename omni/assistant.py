@@ -13,8 +13,9 @@ from omni.answer_stream import AnswerStream, make_request_ledger
 from omni.backbone.native.library import start_building
 from omni.budget import parse_bytes
 from omni.checkpoint import resolve_checkpoint
+from omni.choosing import GenerationOptions, Vocabulary
 from omni.footprint import Runtime
-from omni.generation import GenerationOptions, Vocabulary, generate
+from omni.generation import generate
 from omni.grammar import Grammars
 from omni.inputs import OmniInputs
 from omni.ledger import Ledger

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from omni.assistant import Assistant
+from omni.choosing import GenerationOptions
 from omni.errors import ContextLengthError, OmniError, RequestError, StoppedError
-from omni.generation import GenerationOptions
 from omni.ledger import Ledger
 from omni.options import MediaOptions
 from omni.prompt import Message

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from omni.backbone.cache import CacheSnapshot
+from omni.choosing import GenerationOptions
 from omni.encoding import StageTimes, source_layout
 from omni.errors import RequestError, SessionError
 from omni.evidence import MediaEvidence, make_evidence
 from omni.footprint import Runtime
-from omni.generation import GenerationOptions, prefill
+from omni.generation import prefill
 from omni.identity import model_identity
 from omni.ledger import Ledger, add_times, make_ledger
 from omni.options import MediaOptions, take

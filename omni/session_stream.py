@@ -9,10 +9,11 @@ import torch
 
 from omni.backbone.cache import CacheSnapshot
 from omni.budget import readable_bytes
+from omni.choosing import GenerationOptions, Vocabulary
 from omni.errors import ContextLengthError, RequestError
 from omni.evidence import MediaEvidence
 from omni.footprint import Runtime
-from omni.generation import GenerationOptions, Vocabulary, continue_prompt, generate
+from omni.generation import continue_prompt, generate
 from omni.inputs import MediaItem
 from omni.ledger import Ledger, continue_ledger
 from omni.model import OmniModel

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from omni.batching.spans import Span
-from omni.generation import GenerationOptions
+from omni.choosing import GenerationOptions
 from omni.options import MediaOptions
 
 

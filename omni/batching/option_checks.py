@@ -6,8 +6,8 @@ from typing import Any
 
 from omni.assistant import Assistant
 from omni.batching.questions import Question
+from omni.choosing import GenerationOptions
 from omni.errors import RequestError
-from omni.generation import GenerationOptions
 from omni.inputs import Modality
 from omni.options import MediaOptions
 from omni.reduction import check_reduction

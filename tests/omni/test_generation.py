@@ -1,15 +1,9 @@
 import pytest
 import torch
 
+from omni.choosing import GenerationOptions, Vocabulary, keep_likely
 from omni.errors import RequestError
-from omni.generation import (
-    GenerationOptions,
-    Vocabulary,
-    collect,
-    generate,
-    keep_likely,
-    prefill,
-)
+from omni.generation import collect, generate, prefill
 from omni.inputs import collate
 from omni.options import MediaOptions
 from tests.support import tiny_omni

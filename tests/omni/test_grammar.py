@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni.assistant import EMBEDDED_PATH, Assistant
+from omni.choosing import GenerationOptions
 from omni.errors import SchemaError
-from omni.generation import GenerationOptions
 from omni.grammar import Grammars
 from omni.processor import OmniProcessor
 from tests.support import tiny_omni

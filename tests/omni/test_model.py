@@ -3,9 +3,10 @@ import torch
 from transformers import SiglipVisionConfig
 
 from omni import memory
+from omni.choosing import GenerationOptions, Vocabulary
 from omni.errors import CheckpointError, ConfigError, NotEnoughMemoryError, RequestError
 from omni.footprint import cache_bytes
-from omni.generation import GenerationOptions, Vocabulary, collect, generate, prefill
+from omni.generation import collect, generate, prefill
 from omni.inputs import collate, pack
 from omni.loss import next_token_loss
 from omni.model import OmniModel
