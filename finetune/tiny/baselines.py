@@ -29,7 +29,8 @@ from finetune.tiny.audio_data import DIGITS, SAMPLE_RATE, WORDS, load_clips
 from finetune.tiny.audio_pool import log_mel
 from finetune.tiny.cases import Case
 from finetune.tiny.evaluate import OtherScore, summarise
-from finetune.tiny.score import score_answer
+from finetune.tiny.score import COPIED, score_answer
+from finetune.tiny.turns import Turn
 from finetune.tiny.vision_data import PHOTO_CLASSES, cifar_arrays, mnist_arrays
 from omni.errors import RequestError
 
@@ -41,6 +42,7 @@ FOUND = ("page_title", "page_field", "page_cell", "receipt_total", "receipt_date
 # --psm: one line, one block, or what is found on a page
 TESSERACT = dict.fromkeys(READ, "7") | {"band": "6"} | dict.fromkeys(FOUND, "4")
 TIMEOUT_S = 30
+LONGEST_DATE = 3  # words
 
 
 class Baseline(NamedTuple):
@@ -143,12 +145,22 @@ def read_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list
 
 def find_with_tesseract(ability: str, cases: Sequence[Case], data: Path) -> list[str]:
     """Read pages with tesseract; whoever knew where to look would answer what the reading holds."""
-    truths = [conclusion(case.turns[-1].answer) for case in cases]
+    turns = [case.turns[-1] for case in cases]
     readings = read_with_tesseract(ability, cases, data)
     return [
-        truth if re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", reading) else ""
-        for truth, reading in zip(truths, readings, strict=True)
+        conclusion(turn.answer) if _holds(reading, turn) else ""
+        for turn, reading in zip(turns, readings, strict=True)
     ]
+
+
+def _holds(reading: str, turn: Turn) -> bool:
+    """Whether an answer stands in a reading; amounts and dates in any form that is right."""
+    if turn.task in COPIED:
+        truth = re.escape(conclusion(turn.answer))
+        return re.search(rf"(?<!\w){truth}(?!\w)", reading) is not None
+    words = reading.split()
+    spans = (words[i : i + n] for n in range(1, LONGEST_DATE + 1) for i in range(len(words)))
+    return any(score_answer(turn, " ".join(span)) for span in spans)
 
 
 def hear_with_pocketsphinx(ability: str, cases: Sequence[Case], data: Path) -> list[str]:

@@ -32,10 +32,12 @@ EVS: Mapping[str, Any] = {"reduction": {"video": "evs(0.5)"}}
 # The best of the reducers with a rate and without training; docs/token-reduction.md compares them.
 QUARTER: Mapping[str, Any] = {"reduction": {"image": "merge(0.75)"}}
 SOUND: Mapping[str, Any] = {"audio_in_video": True}
-# Rows from which the questions come that should not be refused: every kind of medium.
+# Rows from which the questions come that should not be refused: all that it claims to answer.
 IN_SCOPE = (
-    *("digit", "word", "digits", "which", "object", "handwritten", "line", "receipt_line", "still"),
-    *("count", "position", "direction", "colour", "order", "times", "when", "sounded"),
+    *("digit", "word", "digits", "which", "object", "handwritten", "line", "receipt_line", "band"),
+    *("still", "count", "position", "attribute", "direction", "colour", "order", "times", "when"),
+    *("sounded", "page_title", "page_field", "page_cell", "page_count", "document"),
+    *("receipt_total", "receipt_date", "name"),
 )
 
 
