@@ -102,7 +102,7 @@ def augment(
     waveform: Waveform,
     noises: Sequence[Waveform] = (),
     *,
-    max_seconds: float = 1.28,
+    room_seconds: float = 1.28,
 ) -> Waveform:
     """Record the same word again: another pace and pitch, another microphone, another room.
 
@@ -117,12 +117,12 @@ def augment(
         rng: Source of every choice.
         waveform: Shape (samples,), 16 kHz.
         noises: Background recordings; coloured noise is used where there are none.
-        max_seconds: The result is never longer; a longer word keeps its middle.
+        room_seconds: Pauses make the result at most this long; what is longer gets none.
 
     Returns:
         The new waveform, shape (samples,), float32, within [-1, 1].
     """
-    return record(rng, _place(rng, speak(rng, waveform), int(max_seconds * SAMPLE_RATE)), noises)
+    return record(rng, _place(rng, speak(rng, waveform), int(room_seconds * SAMPLE_RATE)), noises)
 
 
 def speak(rng: np.random.Generator, waveform: Waveform) -> Waveform:
@@ -304,14 +304,11 @@ def _filter(rng: np.random.Generator, waveform: Waveform) -> Waveform:
     return np.fft.irfft(spectrum, size)[: len(waveform)].astype(np.float32)
 
 
-def _place(rng: np.random.Generator, waveform: Waveform, max_samples: int) -> Waveform:
-    """Put a word between random pauses; cut both ends evenly if it is too long."""
-    if len(waveform) > max_samples:
-        start = (len(waveform) - max_samples) // 2
-        return waveform[start : start + max_samples]
-    if rng.random() < 0.5:  # both sources hold clips without any pause
+def _place(rng: np.random.Generator, waveform: Waveform, room: int) -> Waveform:
+    """Put what is said between random pauses, where there is room; nothing of it is cut."""
+    if len(waveform) >= room or rng.random() < 0.5:  # both sources hold clips without any pause
         return waveform
-    spare = rng.integers(0, max_samples - len(waveform) + 1)
+    spare = rng.integers(0, room - len(waveform) + 1)
     before = rng.integers(0, spare + 1)
     return np.pad(waveform, (before, spare - before))
 

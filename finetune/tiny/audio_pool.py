@@ -38,7 +38,7 @@ NORMALIZE: Normalize = "all_features"
 SOURCE_WEIGHTS = {"speech_commands": 0.45, "fsdd": 0.15, "voices": 0.4}
 
 _SILENCE_SHARE = 0.04
-_SEQUENCE_SECONDS = 3.2
+SEQUENCE_SECONDS = 3.2  # with pauses, where the digits leave room
 
 
 class Example(NamedTuple):
@@ -178,7 +178,7 @@ class ExamplePool:
     def _make_sequence(self) -> Example:
         by_label = self._digits[self._rng.integers(len(self._digits))]
         waveform, words = word_sequence(self._rng, by_label)
-        waveform = augment(self._rng, waveform, self._noises, max_seconds=_SEQUENCE_SECONDS)
+        waveform = augment(self._rng, waveform, self._noises, room_seconds=SEQUENCE_SECONDS)
         return Example(self._warp(log_mel(waveform)), tuple(words))
 
     def _warp(self, features: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A question is asked only where one answer is right: "which date" wants a page wi
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from numpy.random import Generator
@@ -57,7 +57,7 @@ def ask_page(rng: Generator, page: Page, number: int | None = None) -> list[Aske
         asked.append(Asked("field", question, field.value, (field.name,)))
     columns = {cell.column.text for cell in page.cells}
     for cell in page.cells:
-        patterns = _patterns_of_cell(rng, cell, len(columns))
+        patterns = _patterns_of_cell(rng, cell, columns)
         named = {"row": _said(rng, cell.row.text), "column": _said(rng, cell.column.text)}
         question = _word(rng, patterns, number, kind=page.kind, **named)
         asked.append(Asked("cell", question, cell.value, (cell.column, cell.row)))
@@ -94,11 +94,13 @@ def _patterns(rng: Generator, field: Field, sorts: Counter[str]) -> Sequence[str
     return wordings.FIELD
 
 
-def _patterns_of_cell(rng: Generator, cell: Cell, num_columns: int) -> Sequence[str]:
+def _patterns_of_cell(rng: Generator, cell: Cell, columns: Set[str]) -> Sequence[str]:
+    """Ways to ask for a cell, `columns` being the heads of its table."""
     fitting: list[Sequence[str]] = [wordings.CELL]
-    if num_columns == 1:
+    if len(columns) == 1:
         fitting.append(wordings.CELL_OF_TWO)
-    if cell.column.text.lower() in _PRICES:
+    prices = [head for head in columns if head.lower() in _PRICES]
+    if prices == [cell.column.text]:
         fitting.append(wordings.PRICE_OF)
     return fitting[int(rng.integers(len(fitting)))]
 

@@ -7,7 +7,7 @@ that the reading head has no place for, and mere marks.
 
 import json
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ RESERVED_FIELDS = ("company", "address")
 RESERVED_SHARE = 0.36  # of a page, from the top: company and address of 99 % of the receipts
 MIN_PIXELS = 8  # lines with a shorter side are marks, not text
 MOST_LETTERS = 18  # of a piece of a row
+WHOLLY, BARELY = 0.95, 0.08  # shares of a line's width: a piece shows all of it; more than its edge
 
 
 class Crop(NamedTuple):
@@ -124,9 +125,29 @@ def receipt_pieces(data: Path, split: Split) -> tuple[Crop, ...]:
             words = words_of_pieces(text, widths)
             for box, said in zip(row.boxes if words else (), words, strict=True):
                 readable = 0 < len(said) <= MOST_LETTERS and set(said) <= set(CHARACTERS)
-                if readable and not is_reserved(said.strip(" .,:"), page.reserved):
-                    crops.append(Crop(page.image, box, said))
+                if not readable or is_reserved(said.strip(" .,:"), page.reserved):
+                    continue
+                crop = Crop(page.image, box, said)
+                if agrees(crop, lines_between(page.lines, row.top, row.bottom)):
+                    crops.append(crop)
     return tuple(crops)
+
+
+def agrees(piece: Crop, lines: Sequence[Crop]) -> bool:
+    """Whether the words of a piece can be those of the labelled lines of its row that it shows.
+
+    Args:
+        piece: Some words of a row, shared out by width.
+        lines: Of that row, with boxes of their own.
+    """
+    inside, touched = Counter[str](), Counter[str]()
+    left, _, right, _ = piece.box
+    for line in lines:
+        start, _, end, _ = line.box
+        shown = (min(end, right) - max(start, left)) / max(end - start, 1)
+        inside.update(line.text.split() if shown > WHOLLY else ())
+        touched.update(line.text.split() if shown > BARELY else ())
+    return inside <= Counter(piece.text.split()) <= touched
 
 
 def is_reserved(text: str, reserved: str) -> bool:
@@ -152,15 +173,18 @@ def text_between(lines: Sequence[Crop], top: int, bottom: int) -> str:
     """
     rows: list[list[Crop]] = []
     height = 0.0
-    for line in sorted(lines, key=_middle):
-        if not top <= _middle(line) < bottom:
-            continue
+    for line in sorted(lines_between(lines, top, bottom), key=_middle):
         if not rows or _middle(line) - height > 0.5 * (line.box[3] - line.box[1]):
             rows.append([])
             height = _middle(line)
         rows[-1].append(line)
     ordered = (sorted(row, key=lambda line: line.box[0]) for row in rows)
     return "\n".join(" ".join(line.text for line in row) for row in ordered)
+
+
+def lines_between(lines: Sequence[Crop], top: int, bottom: int) -> list[Crop]:
+    """Return the lines whose middle lies between two heights, in their order."""
+    return [line for line in lines if top <= _middle(line) < bottom]
 
 
 def _middle(line: Crop) -> float:

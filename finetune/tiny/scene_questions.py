@@ -177,9 +177,8 @@ def _seen_and_heard(one: Said, seconds: float) -> tuple[Part, Part]:
 
 
 def _place(placed: Placed | Shown) -> Span:
-    across = placed.x - placed.radius, placed.x + placed.radius
-    down = placed.y - placed.radius, placed.y + placed.radius
-    return Span(*across, *down)
+    across, down = placed.reach
+    return Span(placed.x - across, placed.x + across, placed.y - down, placed.y + down)
 
 
 def _shuffled(rng: Generator, asked: list[QA]) -> list[QA]:

@@ -46,7 +46,7 @@ def random_event_tubelets(rng: Generator, count: int) -> Task:
         pair = resize_and_patchify(torch.from_numpy(frames[first : first + 2]), grid)
         rows.append(torch.cat(list(pair.unflatten(0, (2, -1))), dim=-1))
         seen = [
-            Placed(shown.colour, shown.shape, shown.x, shown.y, shown.radius)
+            Placed(shown.colour, shown.shape, shown.x, shown.y, shown.reach)
             for shown in showings
             if shown.first <= first < shown.end
         ]
@@ -76,7 +76,7 @@ def place_targets(shapes: Sequence[Placed], grid: tuple[int, int]) -> dict[str, 
     down, across = np.mgrid[:rows, :columns].astype(float)
     for placed in shapes:
         x, y = placed.x * columns, placed.y * rows  # in patches
-        radius = placed.radius * min(rows, columns)
+        radius = (placed.reach[0] * columns + placed.reach[1] * rows) / 2  # patches are square
         gaps = [np.clip(np.maximum(a - c, c - a - 1), 0, None) for a, c in ((across, x), (down, y))]
         distance = np.hypot(*gaps)  # of the patch's nearest point
         touched = distance < EDGE * radius

@@ -28,8 +28,8 @@ class Placed(NamedTuple):
     """Centre, share of the width."""
     y: float
     """Centre, share of the height."""
-    radius: float = 0.0
-    """Share of the smaller side."""
+    reach: tuple[float, float] = (0.0, 0.0)
+    """From the centre to its ends: across, share of the width; down, share of the height."""
 
 
 class Shown(NamedTuple):
@@ -45,8 +45,8 @@ class Shown(NamedTuple):
     """Centre, share of the width."""
     y: float = 0.5
     """Centre, share of the height."""
-    radius: float = 0.0
-    """Share of the smaller side."""
+    reach: tuple[float, float] = (0.0, 0.0)
+    """From the centre to its ends: across, share of the width; down, share of the height."""
 
 
 def random_scene(
@@ -77,8 +77,8 @@ def random_scene(
         taken.append((*found, radius))
         colour, shape = str(rng.choice(colours)), str(rng.choice(shapes))
         paper = _drawn(rng, paper, colour, shape, radius, found)
-        share = radius / min(height, width)
-        placed.append(Placed(colour, shape, found[0] / width, found[1] / height, share))
+        reach = (radius / width, radius / height)
+        placed.append(Placed(colour, shape, found[0] / width, found[1] / height, reach))
     return _noisy(rng, paper), tuple(placed)
 
 
@@ -154,9 +154,8 @@ def _shown(
         x, y = rng.uniform(radius, side - radius, 2)
         drawn = _drawn(rng, paper, shown.colour, shown.shape, radius, (float(x), float(y)))
         frames[shown.first : shown.end] = [drawn] * (shown.end - shown.first)
-        placed.append(
-            shown._replace(x=float(x / side), y=float(y / side), radius=float(radius / side))
-        )
+        reach = (float(radius / side), float(radius / side))
+        placed.append(shown._replace(x=float(x / side), y=float(y / side), reach=reach))
     return np.stack([_noisy(rng, frame) for frame in frames]), tuple(placed)
 
 

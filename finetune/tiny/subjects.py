@@ -31,7 +31,7 @@ from finetune.tiny.audio_data import (
     sort_words,
     word_sequence,
 )
-from finetune.tiny.audio_pool import SOURCE_WEIGHTS
+from finetune.tiny.audio_pool import SEQUENCE_SECONDS, SOURCE_WEIGHTS
 from finetune.tiny.audio_voices import synthetic_clips
 from finetune.tiny.bands import MAX_LETTERS, cut_band, render_band
 from finetune.tiny.documents import random_page
@@ -303,7 +303,7 @@ class Subjects:
         sources = sorted({clip.source for clip in self.clips})
         waveform, words = word_sequence(rng, self._takes(str(rng.choice(sources))))
         if self.is_training:
-            waveform = augment(rng, waveform, self.noises, max_seconds=3.2)
+            waveform = augment(rng, waveform, self.noises, room_seconds=SEQUENCE_SECONDS)
         return _recording("digits", waveform, {"label": " ".join(words)})
 
     @cache  # noqa: B019 - lives as long as the recordings it sorts

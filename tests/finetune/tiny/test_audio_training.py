@@ -115,7 +115,13 @@ def test_augmented_clips_are_finite_in_range_and_bounded(seconds):
         assert result.dtype == np.float32
         assert np.isfinite(result).all()
         assert np.abs(result).max() <= 1.0
-        assert len(result) <= 1.28 * SAMPLE_RATE
+        assert len(result) <= max(1.28, 1.3 * seconds) * SAMPLE_RATE + 1
+
+
+def test_nothing_that_is_said_is_cut_where_it_is_longer_than_its_room():
+    for seed in range(20):
+        result = augment(np.random.default_rng(seed), tone(3.0), room_seconds=1.0)
+        assert len(result) >= 3.0 / 1.3 * SAMPLE_RATE - 1  # at the fastest pace
 
 
 def test_augmentation_repeats_with_the_seed_and_leaves_its_input_alone():

@@ -208,6 +208,24 @@ def test_a_date_is_asked_for_without_its_name_only_where_there_is_one(drawn):
                 assert dates[0].value is value
 
 
+@pytest.mark.parametrize(
+    ("heads", "is_clear"), [(("Price", "Cost"), False), (("Price", "No"), True)]
+)
+def test_what_a_thing_costs_is_asked_only_where_one_column_says_it(drawn, heads, is_clear):
+    _, page = drawn[0]
+    texts = [page.title._replace(text=text) for text in ("Tea", *heads, "1.20")]
+    label, first, second, value = texts
+    cells = tuple(documents.Cell(label, head, value) for head in (first, second))
+    asked = [
+        qa.question
+        for seed in SEEDS
+        for qa in ask_page(np.random.default_rng(seed), page._replace(fields=(), cells=cells))
+        if qa.task == "cell"
+    ]
+    unnamed = [q for q in asked if not any(head.lower() in q.lower() for head in heads)]
+    assert bool(unnamed) == is_clear
+
+
 @pytest.mark.parametrize("count", range(1, 6))
 def test_pages_are_counted_in_words(count):
     qa = ask_page_count(np.random.default_rng(count), count)

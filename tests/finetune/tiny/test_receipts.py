@@ -9,6 +9,8 @@ from PIL import Image
 
 from finetune.tiny.chains import are_related
 from finetune.tiny.receipts import (
+    Crop,
+    agrees,
     crops_by_grid,
     cut,
     is_held_out,
@@ -111,6 +113,22 @@ def test_pieces_are_words_of_rows_below_company_and_address(tmp_path: Path) -> N
     assert (first.text, second.text, third.text) == ("TOTAL:", "12.50", "THANKS")
     assert first.box[0] <= 20 < 80 <= first.box[2] <= second.box[0] <= 120 < 180 <= second.box[2]
     assert first.box[1] > 40
+
+
+@pytest.mark.parametrize(
+    ("said", "agree"),
+    [
+        ("2.00 SR", True),
+        ("2.00", False),  # a whole line of the piece is missing
+        ("TEA 2.00 SR", False),  # the first line is not in it
+        ("2.00 SR 7", True),  # of the last, it shows a part
+    ],
+)
+def test_a_piece_has_the_words_of_the_lines_that_it_shows(said: str, agree: bool) -> None:
+    scan = np.zeros((20, 100), np.uint8)
+    boxes = {"TEA": (0, 20), "2.00": (30, 50), "SR": (52, 60), "7": (62, 80)}
+    lines = [Crop(scan, (left, 2, right, 18), text) for text, (left, right) in boxes.items()]
+    assert agrees(Crop(scan, (28, 0, 70, 20), said), lines) == agree
 
 
 def test_crops_of_a_batch_share_the_grid_that_the_product_gives_their_boxes(data: Path) -> None:

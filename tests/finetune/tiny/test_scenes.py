@@ -65,6 +65,27 @@ def test_every_shape_of_a_scene_is_where_the_facts_say():
     assert set(counts) == set(range(1, MAX_SHAPES + 1))
 
 
+def test_marked_places_are_as_wide_and_as_high_as_their_shapes():
+    height, width = 96, 224
+    seen = 0
+    for seed in SEEDS:
+        pixels, shapes = random_scene(np.random.default_rng(seed), (height, width))
+        colours = Counter(placed.colour for placed in shapes)
+        for placed in (placed for placed in shapes if colours[placed.colour] == 1):
+            rgb = np.asarray(COLOURS[placed.colour])
+            is_ink = np.abs(pixels.astype(int) - rgb).max(-1) < 30
+            x, y = placed.x * width, placed.y * height
+            across, down = placed.reach[0] * width, placed.reach[1] * height
+            top, left = max(round(y - down), 0), max(round(x - across), 0)
+            inside = is_ink[top : round(y + down) + 1, left : round(x + across) + 1]
+            if inside.mean() < 0.2:  # too much noise to see it
+                continue
+            seen += 1
+            assert inside.any(0).sum() > across  # half of the box, at least
+            assert inside.any(1).sum() > down
+    assert seen > len(SEEDS) / 2
+
+
 def test_a_seed_gives_the_same_scene_and_events_again():
     for draw in (random_scene, random_events):
         (one, facts), (other, same) = (draw(np.random.default_rng(5)) for _ in range(2))
@@ -218,8 +239,8 @@ def test_questions_about_events_by_hand():
 
 def test_each_shape_is_named_where_it_is_and_nowhere_else():
     placed = (
-        Placed("red", "circle", 0.125, 0.125, radius=0.1),
-        Placed("blue", "star", 0.8, 0.6, radius=0.1),
+        Placed("red", "circle", 0.125, 0.125, reach=(0.1, 0.1)),
+        Placed("blue", "star", 0.8, 0.6, reach=(0.1, 0.1)),
     )
     found = {name: t.reshape(8, 8, -1) for name, t in place_targets(placed, (8, 8)).items()}
     red, blue = ([*COLOURS].index(colour) + 1 for colour in ("red", "blue"))
@@ -239,7 +260,10 @@ def test_each_shape_is_named_where_it_is_and_nowhere_else():
 
 
 def test_shapes_that_lie_nearly_as_far_to_a_side_are_not_compared():
-    placed = (Placed("red", "circle", 0.5, 0.2, 0.1), Placed("blue", "star", 0.52, 0.8, 0.1))
+    placed = (
+        Placed("red", "circle", 0.5, 0.2, (0.1, 0.1)),
+        Placed("blue", "star", 0.52, 0.8, (0.1, 0.1)),
+    )
     outermost = place_targets(placed, (8, 8))["outermost"].reshape(8, 8, -1)
     sides = dict(zip(SIDES, outermost[1, 4], strict=True))
     assert sides == {"left": IGNORE, "right": IGNORE, "up": 1, "down": 0}
@@ -247,10 +271,10 @@ def test_shapes_that_lie_nearly_as_far_to_a_side_are_not_compared():
 
 def test_shapes_are_numbered_from_the_left_among_all_among_their_colour_and_among_their_kind():
     placed = (
-        Placed("blue", "star", 0.9, 0.1, 0.1),
-        Placed("red", "star", 0.1, 0.9, 0.1),
-        Placed("red", "circle", 0.3, 0.1, 0.1),
-        Placed("red", "star", 0.6, 0.5, 0.1),
+        Placed("blue", "star", 0.9, 0.1, (0.1, 0.1)),
+        Placed("red", "star", 0.1, 0.9, (0.1, 0.1)),
+        Placed("red", "circle", 0.3, 0.1, (0.1, 0.1)),
+        Placed("red", "star", 0.6, 0.5, (0.1, 0.1)),
     )
     rank = place_targets(placed, (10, 10))["rank"].reshape(10, 10, 3)
     where = {one: rank[int(10 * one.y), int(10 * one.x)].tolist() for one in placed}
@@ -261,7 +285,7 @@ def test_shapes_are_numbered_from_the_left_among_all_among_their_colour_and_amon
 
 
 def test_an_only_shape_lies_furthest_to_all_sides_and_an_empty_frame_has_no_targets():
-    alone = place_targets([Placed("red", "circle", 0.5, 0.5, 0.1)], (8, 8))
+    alone = place_targets([Placed("red", "circle", 0.5, 0.5, (0.1, 0.1))], (8, 8))
     assert alone["outermost"].reshape(8, 8, 4)[4, 4].tolist() == [1, 1, 1, 1]
     empty = place_targets([], (8, 8))
     assert not any(empty[name].any() for name in ("thing_colour", "thing_shape", "centre", "rank"))
