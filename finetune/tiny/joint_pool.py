@@ -5,7 +5,7 @@ prompt is still made by the product's processor and the loss by the product's mo
 that a tower would be given are replaced by what it gave (`Window.is_hidden`).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -180,11 +180,17 @@ class Pool:
         self.capacity = {task: round(capacity * share) for task, share in shares.items()}
         self.shares = shares
         self.held: dict[str, list[Encoded]] = {task: [] for task in shares}
+        self.uses = Counter[str]()
         self.num_drawn = 0
 
     def grow(self, count: int) -> None:
-        """Draw and encode new subjects; where a task is full they replace random ones."""
-        tasks = self._tasks(count)
+        """Draw and encode new subjects; where a task is full they replace random ones.
+
+        Tasks of which much was used get many: a sample may read a dozen lines, and none should be
+        seen more often than a photo.
+        """
+        used = {task: self.uses[task] + share for task, share in self.shares.items()}
+        tasks = self._tasks(count, used)
         drawn = [self.subjects.draw(task, self.rng) for task in tasks]
         for encoded in encode_subjects(self.towers, self.processor.settings, drawn):
             held = self.held[encoded.subject.task]
@@ -212,10 +218,11 @@ class Pool:
         kind -= TEXT_SHARE
         if kind < PAIR_SHARE:
             is_word = rng.random() < TWO_WORDS_SHARE
-            pair = [self._held(t) for t in (("word", "word") if is_word else self._tasks(2))]
+            tasks = ("word", "word") if is_word else self._tasks(2, self.shares)
+            pair = [self._held(task) for task in tasks]
             return self._inputs(pair, [pair_turn(rng, [e.subject for e in pair])])
         kind -= PAIR_SHARE
-        encoded = self._held(self._tasks(1)[0])
+        encoded = self._held(*self._tasks(1, self.shares))
         task = encoded.subject.task
         if rng.random() < SEVERAL_SHARE.get(task, 0):
             more = int(rng.integers(1, MOST_PICTURES[task]))
@@ -236,11 +243,9 @@ class Pool:
         inputs = pack_rows([self.sample() for _ in range(size)], self.processor.ids.pad)
         return inputs, find_places(inputs)
 
-    def _tasks(self, count: int) -> list[str]:
-        chances = np.fromiter(self.shares.values(), float)
-        return [
-            str(t) for t in self.rng.choice(list(self.shares), count, p=chances / chances.sum())
-        ]
+    def _tasks(self, count: int, shares: Mapping[str, float]) -> list[str]:
+        chances = np.fromiter(shares.values(), float)
+        return [str(t) for t in self.rng.choice(list(shares), count, p=chances / chances.sum())]
 
     def _page(self) -> Encoded:
         """A page of a document: text, or now and then a picture."""
@@ -250,6 +255,7 @@ class Pool:
         return self._held("page")
 
     def _held(self, task: str) -> Encoded:
+        self.uses[task] += 1
         return self.held[task][int(self.rng.integers(len(self.held[task])))]
 
     def _inputs(

@@ -93,7 +93,7 @@ class JointTraining:
     max_grad_norm: float = 1.0
     balance_rate: float = 1e-3
     pool: int = 12_000
-    renewed: int = 16
+    renewed: int = 32
     fill: float = 0.08
     save_every: int = 40
     evaluate_every: int = 400
@@ -367,6 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop after this time, if not done before")
     parser.add_argument("--batch-size", type=int, default=JointTraining(steps=1).batch_size)
     parser.add_argument("--pool", type=int, default=JointTraining(steps=1).pool)
+    parser.add_argument(
+        "--renewed",
+        type=int,
+        default=JointTraining(steps=1).renewed,
+        help="new subjects in the pool after each step",
+    )
     parser.add_argument("--learning-rate", type=float, default=JointTraining(steps=1).learning_rate)
     parser.add_argument(
         "--muon-learning-rate", type=float, default=JointTraining(steps=1).muon_learning_rate
@@ -406,6 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes=options.minutes,
         batch_size=options.batch_size,
         pool=options.pool,
+        renewed=options.renewed,
         learning_rate=options.learning_rate,
         muon_learning_rate=options.muon_learning_rate,
         shares=dict(options.share),

@@ -2,15 +2,19 @@
 
 import pickle
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from finetune.guide import FACT
+from finetune.tiny import joint_pool
 from finetune.tiny.drawing import draw_frame, random_motion, random_still
 from finetune.tiny.joint_pool import (
+    Encoded,
     EncodedProcessor,
+    Pool,
     encode_subjects,
     pack_rows,
     random_reduction,
@@ -244,3 +248,26 @@ def test_shares_that_are_not_given_keep_their_proportions():
     assert sum(shares.values()) == pytest.approx(1)
     assert (shares["word"], shares["line"]) == (0.4, 0.1)
     assert shares["photo"] / shares["clip"] == pytest.approx(SHARES["photo"] / SHARES["clip"])
+
+
+def test_kinds_are_renewed_as_much_as_they_are_used(monkeypatch):
+    drawn = Counter()
+
+    def draw(task, rng):
+        drawn[task] += 1
+        return Subject(task, None, {})
+
+    def encode(towers, settings, subjects):
+        return [Encoded(subject, []) for subject in subjects]
+
+    monkeypatch.setattr(joint_pool, "encode_subjects", encode)
+    anything = SimpleNamespace(draw=draw, settings=None)
+    shares = {"line": 0.5, "photo": 0.5}
+    pool = Pool(anything, None, anything, seed=0, capacity=20, shares=shares)
+    pool.fill(1.0)
+    drawn.clear()
+    for _ in range(200):
+        pool.uses.update(line=9, photo=1)
+        pool.grow(5)
+    assert drawn.total() == 1000
+    assert 850 < drawn["line"] < 950

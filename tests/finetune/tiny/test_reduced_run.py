@@ -29,7 +29,7 @@ CHANGES = {
     "omni-tiny-3": {"steps": 135},
     "omni-tiny-4": {"steps": 20},
 }
-JOINT = {"pool": 1500, "validation_items": 4, "share": LIGHT_SHARES.split()}
+JOINT = {"pool": 1500, "renewed": 16, "validation_items": 4, "share": LIGHT_SHARES.split()}
 LEAST_COLOUR, LEAST_OF_ITSELF = 0.33, 0.39
 QUESTIONS = 100
 
