@@ -350,9 +350,10 @@ class MediaPlanner:
 
     def sound(self, video: Video) -> str:
         """Whether a video's sound track is part of the request."""
-        if not video.has_audio:
-            return "none"
-        return "used" if self.options.audio_in_video else "not used"
+        if video.has_audio and not self.options.audio_in_video:
+            return "not used"
+        tracks = (medium for medium in self.media if isinstance(medium, Track))
+        return "used" if any(track.video_name == video.name for track in tracks) else "none"
 
     def video_grid(self, video: Video) -> tuple[int, int]:
         """Patches of each frame; the same on all rungs."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from omni.errors import CorruptMediaError, RequestError, UnsupportedMediaError
-from omni.media.audio import Audio
+from omni.media.audio import SAMPLING_RATE, Audio
 from omni.media.image import bytes_from_values
 from omni.media.limits import MediaLimits, refuse_above
 from omni.media.tensors import to_numpy, to_tensor
@@ -102,7 +102,7 @@ class Video:
         info: VideoInfo,
         reader: FrameReader,
         limits: MediaLimits,
-        load_audio: Callable[[], Audio] | None = None,
+        load_audio: Callable[[], Audio | None] | None = None,
     ) -> None:
         self.name = name
         self.info = info
@@ -205,6 +205,8 @@ class Video:
     def part(self, start_s: float, end_s: float) -> Video:
         """The frames from ``start_s`` to before ``end_s`` as a video whose times start at 0.
 
+        Its sound is that of these seconds; none where the track ends before them.
+
         Raises:
             RequestError: if there are none.
         """
@@ -220,9 +222,10 @@ class Video:
             duration_s=min(end_s, max(self.duration_s, float(times[-1]))) - start_s,
         )
 
-        def load_audio() -> Audio:
+        def load_audio() -> Audio | None:
             track = self.audio()
-            assert track is not None
+            if track is None or round(start_s * SAMPLING_RATE) >= track.num_samples:
+                return None
             return track.part(start_s, end_s)
 
         return Video(

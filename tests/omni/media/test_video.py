@@ -265,6 +265,15 @@ def test_the_sound_track_comes_with_the_video(tmp_path: Path) -> None:
     assert audio.duration_s == pytest.approx(1.0, abs=0.1)
 
 
+def test_a_part_behind_the_end_of_the_sound_has_none(tmp_path: Path) -> None:
+    frames = moving_square(48)
+    video = video_of(write_video(tmp_path / "x.mp4", frames, audio=sine(1.0)))
+    heard, silent = (video.part(start, start + 1).audio() for start in (0.5, 1.5))
+    assert heard is not None
+    assert heard.duration_s == pytest.approx(0.5, abs=0.1)
+    assert silent is None
+
+
 def test_arrays_are_videos_too() -> None:
     array = np.stack(moving_square(10))
     for form in (
