@@ -15,7 +15,7 @@ from torch import Tensor
 
 from token_reduction.layout import TokenLayout
 from token_reduction.per_picture import PerPicture
-from token_reduction.similarity import other_chunks, unit_rows
+from token_reduction.similarity import dot_products, other_chunks, unit_rows
 
 
 class DivPrune(PerPicture):
@@ -67,7 +67,7 @@ def most_diverse(
         if matrix is not None:
             to_chosen = matrix[each, chosen]
         else:
-            to_chosen = (rows @ rows[each, chosen, :, None]).squeeze(2)
+            to_chosen = dot_products(rows, rows[each, chosen, None]).squeeze(2)
         to_kept = torch.maximum(to_kept, to_chosen)
         to_kept[each, chosen] = torch.inf
         chosen = to_kept.argmin(dim=1)

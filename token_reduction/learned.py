@@ -45,13 +45,19 @@ class TokenScorer(nn.Module):
     def forward(
         self, features: Float[Tensor, "tokens dim"], layout: TokenLayout
     ) -> Float[Tensor, " tokens"]:
-        """Score every token of one item, in the dtype of the weights.
+        """Score every token of one item, in the dtype of the weights even under autocast.
 
         Args:
             features: Tokens as the decoder would read them.
             layout: What they are.
         """
-        x = features.to(self.change_weight.dtype)
+        with torch.autocast(features.device.type, enabled=False):  # a score decides
+            return self._scores(features.to(self.change_weight.dtype), layout)
+
+    def _scores(
+        self, x: Float[Tensor, "tokens dim"], layout: TokenLayout
+    ) -> Float[Tensor, " tokens"]:
+        """The formula at the top of this module."""
         later, earlier = (
             index.to(x.device) for index in pairs_over_time(layout.cells, layout.shape.grid)
         )

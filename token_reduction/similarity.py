@@ -1,7 +1,8 @@
 """Cosine similarity between many rows, a bounded piece of the matrix at a time.
 
 Similarity only chooses, so nothing here has a gradient, and it is computed in float32
-whatever the features are (bfloat16 ties often).
+whatever the features are and whatever autocast says (bfloat16 ties often, and training would
+choose other tokens than inference).
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,14 @@ def unit_rows(features: Float[Tensor, "items tokens dim"]) -> Float[Tensor, "ite
     return F.normalize(features.float(), dim=-1)
 
 
+def dot_products(
+    queries: Float[Tensor, "items queries dim"], keys: Float[Tensor, "items keys dim"]
+) -> Float[Tensor, "items queries keys"]:
+    """Every query times every key of its item, in the dtype of the rows even under autocast."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ keys.transpose(1, 2)
+
+
 def score_chunks(
     queries: Float[Tensor, "items queries dim"], keys: Float[Tensor, "items keys dim"]
 ) -> Iterator[tuple[slice, Float[Tensor, "items chunk keys"]]]:
@@ -33,7 +42,7 @@ def score_chunks(
     rows = max(1, MAX_SCORES // max(1, items * keys.shape[1]))
     for start in range(0, num_queries, rows):
         chunk = slice(start, min(start + rows, num_queries))
-        yield chunk, queries[:, chunk] @ keys.transpose(1, 2)
+        yield chunk, dot_products(queries[:, chunk], keys)
 
 
 def other_chunks(

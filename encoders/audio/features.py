@@ -195,8 +195,9 @@ class LogMel:
         magnitude = (spectrum.real.square() + spectrum.imag.square()).sqrt()
         power = magnitude.square()  # (clips, frequencies, frames)
         bank = _filter_bank(self.num_mel_bins, self.n_fft, self.sampling_rate)
-        log_mel = torch.log(bank.to(power.device) @ power + _LOG_GUARD)  # (clips, mel, frames)
-        log_mel = log_mel.transpose(1, 2)
+        with torch.autocast(power.device.type, enabled=False):  # float32 in training too
+            mel = bank.to(power.device) @ power  # (clips, mel, frames)
+        log_mel = torch.log(mel + _LOG_GUARD).transpose(1, 2)
 
         num_frames = self.num_valid_frames(num_samples)
         dims = (1,) if self.normalize == "per_feature" else (1, 2)

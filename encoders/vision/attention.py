@@ -70,16 +70,25 @@ def class_attention(
 ) -> Float[Tensor, "items tokens"]:
     """The share of the class tokens' attention that falls to each token.
 
+    Autocast changes nothing here, so that training chooses the tokens that inference does.
+
     Args:
         attention: transformers' `RadioAttention`.
         hidden_states: Its input, class tokens first.
         num_class_tokens: How many class tokens there are.
     """
-    queries = attention.q_proj(hidden_states[:, :num_class_tokens])
-    keys = attention.k_proj(hidden_states)
-    q, k = (
-        rows.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2).float()
-        for rows in (queries, keys)
-    )  # (n, heads, c, head_dim), (n, heads, T, head_dim)
-    scores = q @ k.transpose(2, 3) * attention.scaling
+    with torch.autocast(hidden_states.device.type, enabled=False):  # the cue chooses tokens
+        hidden_states = _as_weights(hidden_states, attention.k_proj.weight)
+        queries = attention.q_proj(hidden_states[:, :num_class_tokens])
+        keys = attention.k_proj(hidden_states)
+        q, k = (
+            rows.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2).float()
+            for rows in (queries, keys)
+        )  # (n, heads, c, head_dim), (n, heads, T, head_dim)
+        scores = q @ k.transpose(2, 3) * attention.scaling
     return scores.softmax(dim=-1).mean(dim=(1, 2))
+
+
+def _as_weights(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows in the dtype of a weight, from which autocast may part them; quantised ones take any."""
+    return rows.to(weight.dtype) if weight.is_floating_point() else rows

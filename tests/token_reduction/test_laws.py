@@ -1,6 +1,7 @@
 """What holds for every reducer and every chain, on any grid and modality."""
 
 import inspect
+from itertools import product, starmap
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from token_reduction import (
     QueryResampler,
     Reducer,
     TokenLayout,
+    TokenScorer,
     TokenShape,
     build,
+    similarity,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -72,9 +75,25 @@ class UntrainedQueries(QueryResampler):
         return wide(x, position, num_kept)
 
 
+def opinionated_scorer(dim: int) -> TokenScorer:
+    """A scorer that looks at its tokens: an untrained one has zeros in its last layer."""
+    scorer = TokenScorer(dim)
+    torch.nn.init.normal_(scorer.linear_2.weight)
+    return scorer
+
+
 def ready(spec: str) -> Reducer:
     """Build a reducer, with weights if it needs them."""
     return build(spec).bind({"resampler": UntrainedQueries()})
+
+
+def takes(reducer: Reducer, shape: TokenShape) -> bool:
+    """Whether a reducer has a plan for an item."""
+    try:
+        reducer.plan(shape)
+    except ValueError:
+        return False
+    return True
 
 
 @st.composite
@@ -245,6 +264,37 @@ def test_a_reducer_keeps_the_dtype(dtype: torch.dtype) -> None:
     reduced, layout = reducer(features_for(shape).to(dtype), full_layout(shape))
     assert reduced.dtype == dtype
     assert layout.source_weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_autocast_changes_no_choice(name: str) -> None:
+    rate = "rate=0.7" if "rate" in inspect.signature(REDUCERS[name]).parameters else ""
+    torch.manual_seed(0)
+    reducer = ready("resampler(9)" if name == "resampler" else f"{name}({rate})")
+    reducer.bind({"scorer": opinionated_scorer(dim=16)})
+    full = [("image", (1, 24, 24)), ("video", (4, 12, 12)), ("audio", (300, 1, 1))]
+    taken = [shape for shape in starmap(TokenShape.full, full) if takes(reducer, shape)]
+    assert taken
+    for shape, seed in product(taken, range(3)):
+        features = features_for(shape, dim=16, seed=seed)
+        _, expected = reducer(features, full_layout(shape))
+        with torch.autocast("cpu", torch.bfloat16):
+            _, layout = reducer(features, full_layout(shape))
+        for part in ("cells", "source_ptr", "source_cells"):
+            assert torch.equal(getattr(layout, part), getattr(expected, part)), (shape, part)
+
+
+def test_long_items_too_are_compared_in_float32_under_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = TokenShape.full("image", (1, 24, 24))
+    features = features_for(shape, dim=16)
+    for name in ("merge", "prune_merge", "density_cluster", "divprune"):
+        _, expected = build(f"{name}(0.7)")(features, full_layout(shape))
+        with torch.autocast("cpu", torch.bfloat16), monkeypatch.context() as patch:
+            patch.setattr(similarity, "MAX_SCORES", 24 * 24 * 100)  # several pieces
+            _, layout = build(f"{name}(0.7)")(features, full_layout(shape))
+        assert torch.equal(layout.source_cells, expected.source_cells), name
 
 
 @pytest.mark.parametrize("name", REDUCERS)

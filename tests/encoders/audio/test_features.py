@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.audio.features import (
@@ -115,6 +115,17 @@ def test_clips_too_short_to_normalise_are_finite(samples, normalize):
 def test_a_louder_recording_has_the_same_features():
     waveform = torch.randn(16_000) * 0.1
     torch.testing.assert_close(LogMel(32)(waveform), LogMel(32)(waveform * 4), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("normalize", ["per_feature", "all_features"])
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 20_000), st.integers(0, 9))
+def test_autocast_changes_no_feature(normalize, samples, seed):
+    waveform = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+    expected = LogMel(32, normalize=normalize)(waveform)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = LogMel(32, normalize=normalize)(waveform)
+    assert torch.equal(features, expected)
 
 
 def test_a_tone_is_loudest_in_its_bin():

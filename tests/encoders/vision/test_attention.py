@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from encoders import RadioTower, watch_class_attention
+from encoders.vision.attention import class_attention
 from tests.encoders.vision.test_radio import build_config, rows_for
 
 
@@ -44,6 +45,25 @@ def test_packed_pictures_are_as_if_alone(tower):
     parts = patches.split([h * w for h, w in grids])
     for grid, rows, received in zip(grids, parts, together, strict=True):
         torch.testing.assert_close(watched(tower, [grid], rows)[0], received)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_change_it(tower, dtype):
+    hidden_states = torch.randn(3, 40, tower.config.hidden_size).to(dtype)
+    attention = tower.encoder.layer[-1].attention
+    expected = class_attention(attention, hidden_states.float(), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        received = class_attention(attention, hidden_states, 3)
+    assert torch.equal(received, expected)
+
+
+def test_a_tower_is_watched_under_autocast_in_any_dtype(tower):
+    for dtype in (torch.float32, torch.bfloat16):
+        tower.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            (received,) = watched(tower, [(4, 6)], rows_for([(4, 6)]))
+        assert received.dtype == torch.float32
+        assert received.isfinite().all()
 
 
 def test_tubelets_are_watched_and_nothing_stays_behind(tower):
