@@ -15,13 +15,38 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RadioConfig
-from transformers.models.radio.modeling_radio import RadioModel
+from transformers.models.radio.modeling_radio import RadioModel, RadioPatchEmbeddings
 
 from encoders.vision.merging import TokenMerging, run_merging_blocks
 from encoders.vision.preprocessing import unpatchify
 
 # Patches in one pass. Bounds the memory of long videos; the result does not depend on it.
 MAX_PATCHES_PER_PASS = 32_768
+
+
+class StripEmbeddings(RadioPatchEmbeddings):
+    """`RadioPatchEmbeddings` that makes no more positions than an item has patches.
+
+    The table is stretched over a square of the item's longer side, of which the item takes the
+    upper left part. transformers makes the whole square: of a strip of 2 x 3,616 patches at the
+    released width 67 GB. Here the rows and columns outside the item are never made.
+    """
+
+    def _interpolate_position_embedding(
+        self, input_dims: tuple[int, int], dtype: torch.dtype
+    ) -> Float[Tensor, "1 patches hidden"]:
+        """Positions of an item of `input_dims` (gh, gw), bit by bit those of transformers."""
+        sizes, side = (self.max_rows, self.max_cols), max(input_dims)
+        table = self.position_embedding.unflatten(1, sizes).permute(0, 3, 1, 2)
+        # An axis that comes out as long as it went in PyTorch takes for one that is not stretched.
+        made = [
+            length + (length == size != side)
+            for length, size in zip(input_dims, sizes, strict=True)
+        ]
+        scales = [side / size for size in sizes]  # of the square, not of the item
+        positions = torch.ops.aten.upsample_bilinear2d(table.float(), made, False, *scales)
+        positions = positions[..., : input_dims[0], : input_dims[1]].to(dtype)
+        return positions.flatten(2).transpose(1, 2)
 
 
 class RadioTower(RadioModel):
@@ -36,6 +61,7 @@ class RadioTower(RadioModel):
     def __init__(self, config: RadioConfig) -> None:
         super().__init__(config)
         self.make_preprocessor_external()
+        self.embeddings.__class__ = StripEmbeddings  # the same weights, initialised already
         self.register_load_state_dict_pre_hook(_skip_input_conditioner)
 
     def encode_images(

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import RadioConfig
 from transformers.models.radio.modeling_radio import RadioModel
 
@@ -66,6 +70,54 @@ def test_images_in_one_pass_are_as_if_alone(tower, grids):
     ]
     assert together.shape == (len(patches), 16)
     torch.testing.assert_close(together, torch.cat(alone), **REORDERED_SUMS)
+
+
+def positions_of(tower: RadioModel, grid: tuple[int, int], dtype=torch.float32) -> torch.Tensor:
+    return tower.embeddings._interpolate_position_embedding(grid, dtype)
+
+
+# Bits of the slow reference may differ in other versions of PyTorch: it computes the scale of the
+# square as a quotient of sides, we hand over its inverse. Measured: 0.
+SAME_SCALE = {"rtol": 0, "atol": 2e-6}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_positions_are_those_of_the_square_that_transformers_makes(rows, columns, dtype):
+    torch.manual_seed(0)
+    slow = RadioModel(build_config())
+    tower = RadioTower(build_config())
+    slow.embeddings.load_state_dict(tower.embeddings.state_dict())
+    ours, theirs = (positions_of(model, (rows, columns), dtype) for model in (tower, slow))
+    torch.testing.assert_close(ours, theirs, **SAME_SCALE)
+    weight = torch.randn(ours.shape)
+    for positions in (ours, theirs):
+        (positions * weight).sum().backward()
+    grads = [model.embeddings.position_embedding.grad for model in (tower, slow)]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records how many numbers the largest result of any operation has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("grid", [(1, 500), (500, 1), (8, 3000), (3000, 8), (40, 40), (1, 1)])
+def test_a_strip_costs_no_more_than_its_patches_and_the_table(tower, grid):
+    with LargestTensor() as largest, torch.no_grad():
+        positions = positions_of(tower, grid)
+    row_more = positions.numel() + max(grid) * tower.config.hidden_size
+    assert largest.numel <= max(row_more, tower.embeddings.position_embedding.numel())
 
 
 @pytest.mark.parametrize("grids", [[(4, 6), (2, 8), (4, 4), (4, 6)], [(4, 6)] * 3])
