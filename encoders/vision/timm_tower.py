@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from encoders.vision.preprocessing import unpatchify
 
+# What comes after the tower in timm's checkpoints; DeiT has a second one for distillation.
+CLASSIFIERS = ("head.", "head_dist.")
+
 
 class TimmTower(nn.Module):
     """A timm ViT over patch rows: images of any grid in, one row per patch out.
@@ -24,10 +27,13 @@ class TimmTower(nn.Module):
         vit: Name of a timm model, built without weights from the network, or a module built with
             `dynamic_img_size=True`. ViT, DeiT, DINO, CLIP and SigLIP towers (`VisionTransformer`)
             and EVA towers (`Eva`) are taken.
-        checkpoint: Local weights file for a model given by name.
+        checkpoint: Local weights file for a model given by name; its classifier, if it has one, is
+            left out.
 
     Raises:
-        ValueError: If the name is unknown, the model is no ViT, or its size is fixed.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name is unknown, the model is no ViT, its size is fixed, it looks at the
+            image through a convolutional network, or the weights are those of another model.
     """
 
     vit: Any  # a timm model; its attributes are known by name only
@@ -49,6 +55,12 @@ class TimmTower(nn.Module):
             raise ValueError(
                 f"This {type(self.vit).__name__} takes one image size only; build it with "
                 "dynamic_img_size=True."
+            )
+        if hasattr(self.vit.patch_embed, "backbone"):
+            raise ValueError(
+                f"This {type(self.vit).__name__} is a hybrid: it looks at the image through a "
+                f"{type(self.vit.patch_embed.backbone).__name__}, so its tokens are not the "
+                "patches of a grid. Choose a ViT without one, such as 'vit_base_patch16_224'."
             )
 
     @property
@@ -122,15 +134,37 @@ def _build_vit(name: str, checkpoint: Path | None) -> nn.Module:
         hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
         raise ValueError(f"timm has no model named {name!r}{hint}")
     try:
-        return timm.create_model(
-            name,
-            pretrained=False,
-            num_classes=0,
-            dynamic_img_size=True,
-            checkpoint_path=checkpoint,
-        )
+        vit = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
     except TypeError as error:  # the constructors of other families do not know the argument
         raise ValueError(
             f"{name!r} is not a vision transformer that can change its image size; choose one "
             "such as 'vit_base_patch16_224'."
         ) from error
+    if checkpoint is not None:
+        _load_weights(vit, name, checkpoint)
+    return vit
+
+
+def _load_weights(vit: nn.Module, name: str, checkpoint: Path) -> None:
+    """Load all weights of a tower from a file that may also hold a classifier."""
+    from timm.models import load_checkpoint
+
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(
+            f"There is no file {str(checkpoint)!r}; expected the weights of {name!r}. "
+            "Check the path."
+        )
+    found = load_checkpoint(vit, str(checkpoint), strict=False)
+    if found is None:  # NumPy archives of the first ViTs, which timm converts
+        return
+    unknown = [key for key in found.unexpected_keys if not key.startswith(CLASSIFIERS)]
+    if found.missing_keys or unknown:
+        raise ValueError(
+            f"{str(checkpoint)!r} does not hold the weights of {name!r}: missing are "
+            f"{_some(found.missing_keys)}, unknown {_some(unknown)}. Name the model that the file "
+            "was saved from."
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"

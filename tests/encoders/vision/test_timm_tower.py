@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import HybridEmbed, resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -73,6 +73,42 @@ def test_a_name_builds_a_tower_with_its_statistics_and_offline(tmp_path):
     loaded = TimmTower("test_vit", checkpoint=tmp_path / "vit.pth")
     saved = torch.load(tmp_path / "vit.pth", weights_only=True)
     assert all(torch.equal(saved[name], value) for name, value in loaded.vit.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])
+def test_the_classifier_of_a_checkpoint_changes_nothing(name, tmp_path):
+    whole = timm.create_model(name, num_classes=7)
+    state = whole.state_dict() | {"head_dist.weight": torch.zeros(7, 64)}
+    assert any(key.startswith("head.") for key in state)
+    torch.save(state, tmp_path / "whole.pth")
+    bare = {key: value for key, value in state.items() if not key.startswith("head")}
+    torch.save({"state_dict": bare}, tmp_path / "bare.pth")
+    for file in ("whole.pth", "bare.pth"):
+        loaded = TimmTower(name, checkpoint=tmp_path / file).vit.state_dict()
+        assert loaded.keys() == bare.keys()
+        assert all(torch.equal(bare[key], value) for key, value in loaded.items())
+
+
+def test_checkpoints_of_another_model_are_refused(tmp_path):
+    state = timm.create_model("test_vit").state_dict()
+    partial = {key: value for key, value in state.items() if key != "cls_token"}
+    torch.save(partial, tmp_path / "partial.pth")
+    with pytest.raises(ValueError, match=r"'test_vit': missing are cls_token, unknown none"):
+        TimmTower("test_vit", checkpoint=tmp_path / "partial.pth")
+    torch.save(state | {"header.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"missing are none, unknown header\.weight"):
+        TimmTower("test_vit", checkpoint=tmp_path / "more.pth")
+    with pytest.raises(FileNotFoundError, match=r"no file '.*none\.pth'; expected the weights of"):
+        TimmTower("test_vit", checkpoint=tmp_path / "none.pth")
+
+
+def test_hybrids_are_refused():
+    def embed(**settings) -> HybridEmbed:
+        network = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        return HybridEmbed(backbone=network, proj=True, **settings)
+
+    with pytest.raises(ValueError, match=r"VisionTransformer is a hybrid: .* through a Conv2d"):
+        TimmTower(build_vit(embed_layer=embed))
 
 
 def test_no_images_give_no_rows():
