@@ -53,10 +53,16 @@ def split_clips(
         behind the end of the recording: the difference is the padding.
 
     Raises:
-        ValueError: If `num_samples` is negative.
+        ValueError: If `num_samples` is negative, or `clip_samples` below 1 or `min_clip_samples`:
+            clips padded beyond their own length would overlap.
     """
     if num_samples < 0:
         raise ValueError(f"A recording cannot have {num_samples} samples.")
+    if clip_samples < max(1, min_clip_samples):
+        raise ValueError(
+            f"Found clips of {clip_samples} samples; expected at least 1, and no fewer than the "
+            f"shortest clip has ({min_clip_samples}). Raise clip_samples or lower min_clip_samples."
+        )
     return [
         (start, max(min(clip_samples, num_samples - start), min_clip_samples))
         for start in range(0, max(num_samples, 1), clip_samples)

@@ -64,6 +64,20 @@ def test_cut_clips_pad_only_the_last_one():
     assert clips[0].data_ptr() == waveform.data_ptr()
 
 
+@given(st.integers(0, 300), st.integers(-30, 30), st.integers(-30, 30))
+def test_clips_of_any_length_cover_a_recording_or_are_refused(samples, clip, shortest):
+    def split() -> list[tuple[int, int]]:
+        return split_clips(samples, clip_samples=clip, min_clip_samples=shortest)
+
+    if clip < max(1, shortest):
+        with pytest.raises(ValueError, match=rf"clips of {clip} samples.* has \({shortest}\)"):
+            split()
+        return
+    ends = [start + length for start, length in split()]
+    assert [start for start, _ in split()] == [0, *ends[:-1]]
+    assert samples <= ends[-1] < samples + max(1, shortest) or ends == [shortest]
+
+
 def test_a_negative_length_is_refused():
     with pytest.raises(ValueError, match="cannot have -1 samples"):
         split_clips(-1)
