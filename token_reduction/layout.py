@@ -176,7 +176,13 @@ class TokenLayout:
             ValueError: If they are not alike.
         """
         kinds = [
-            (p.shape.modality, *p.shape.grid[1:], *p.source_grid[1:], p.time_spans is None, *p.cues)
+            (
+                p.shape.modality,
+                *p.shape.grid[1:],
+                *p.source_grid[1:],
+                p.time_spans is None,
+                *sorted(p.cues),
+            )
             for p in parts
         ]
         if len(set(kinds)) != 1:
@@ -252,7 +258,7 @@ class TokenLayout:
         Provenance is the product of two sparse matrices, (groups x tokens) and
         (tokens x source cells), so that it always speaks of the source, however long the
         chain of reducers. A source cell that reaches a group twice has its weights added. Cues
-        are averaged with the same weights.
+        are averaged with the same weights, in float32 whatever they were.
 
         Args:
             shape: Shape of the new tokens.
@@ -262,7 +268,7 @@ class TokenLayout:
             members: Indices of present tokens, on any device.
             weights: Share of each member in its group; sums to 1 in every group.
         """
-        group_ptr, members, weights = group_ptr.cpu(), members.cpu(), weights.cpu()
+        group_ptr, members, weights = group_ptr.cpu(), members.cpu(), weights.cpu().float()
         num_groups = len(cells)
         num_sources = self.source_grid[0] * self.source_grid[1] * self.source_grid[2]
 
@@ -271,7 +277,9 @@ class TokenLayout:
         entries_per_member = entry_ptr.diff()
         group_of_member = torch.arange(num_groups).repeat_interleave(group_ptr.diff())
         cues = {
-            name: torch.zeros(num_groups).index_add_(0, group_of_member, values[members] * weights)
+            name: torch.zeros(num_groups).index_add_(
+                0, group_of_member, values[members].float() * weights
+            )
             for name, values in self.cues.items()
         }
         group = group_of_member.repeat_interleave(entries_per_member)

@@ -1,6 +1,7 @@
 """What holds for every reducer and every chain, on any grid and modality."""
 
 import inspect
+from dataclasses import replace
 from itertools import product, starmap
 
 import pytest
@@ -247,6 +248,20 @@ def test_cues_follow_their_tokens(case: tuple[Reducer, TokenShape]) -> None:
     for value, sources in zip(reduced.cues["cell"].tolist(), provenance(reduced), strict=True):
         mean = sum(cell * weight for cell, weight in sources.items())
         assert value == pytest.approx(mean, abs=1e-3)
+
+
+@few
+@given(cases(), st.sampled_from([torch.float64, torch.bfloat16, torch.long]))
+def test_cues_of_any_dtype_are_averaged_as_float32(
+    case: tuple[Reducer, TokenShape], dtype: torch.dtype
+) -> None:
+    reducer, shape = case
+    full = full_layout(shape)
+    cell = torch.arange(shape.num_tokens) % 200  # exact in every dtype
+    cues = {**full.cues, "cell": cell.to(dtype)}
+    _, layout = reducer(features_for(shape), replace(full, cues=cues))
+    _, expected = reducer(features_for(shape), replace(full, cues={**cues, "cell": cell.float()}))
+    assert torch.equal(layout.cues["cell"].float(), expected.cues["cell"])
 
 
 def test_rows_without_values_still_carry_their_layout() -> None:

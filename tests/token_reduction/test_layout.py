@@ -89,6 +89,17 @@ def test_joined_parts_may_be_pruned() -> None:
     assert [list(sources) for sources in provenance(joined)] == [[1], [2], [4], [5], [6], [7]]
 
 
+@given(st.permutations(["energy", "attention", "cell"]))
+def test_parts_may_name_their_cues_in_any_order(names: list[str]) -> None:
+    cues = {name: torch.full((2,), float(len(name))) for name in sorted(names)}
+    first = TokenLayout.full("audio", (2, 1, 1), cues=cues)
+    second = TokenLayout.full("audio", (2, 1, 1), cues={name: cues[name] for name in names})
+    joined = TokenLayout.join([first, second])
+    assert {name: values.tolist() for name, values in joined.cues.items()} == {
+        name: values.tolist() * 2 for name, values in cues.items()
+    }
+
+
 def test_parts_of_different_items_are_not_joined() -> None:
     layout = full_layout(TokenShape.full("video", (2, 1, 2)))
     other = full_layout(TokenShape.full("video", (2, 2, 1)))
@@ -96,9 +107,12 @@ def test_parts_of_different_items_are_not_joined() -> None:
         TokenLayout.join([layout, other])
     with pytest.raises(ValueError, match=r"Found parts of .*expected parts of one item"):
         TokenLayout.join([layout, replace(layout, time_spans=None)])
+    with pytest.raises(ValueError, match=r"Found parts of .*'attention'.*expected parts of one"):
+        TokenLayout.join([layout, replace(layout, cues={})])
 
 
-def test_merging_adds_up_what_reaches_a_token_twice() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_merging_adds_up_what_reaches_a_token_twice(dtype: torch.dtype) -> None:
     layout = full_layout(TokenShape.full("audio", (3, 1, 1)))
     overlapping = layout.merge(
         shape=TokenShape.full("audio", (2, 1, 1)),
@@ -106,7 +120,7 @@ def test_merging_adds_up_what_reaches_a_token_twice() -> None:
         time_spans=((0.0, 1.0), (0.5, 1.5)),
         group_ptr=torch.tensor([0, 2, 4]),
         members=torch.tensor([0, 1, 1, 2]),
-        weights=torch.tensor([0.5, 0.5, 0.25, 0.75]),
+        weights=torch.tensor([0.5, 0.5, 0.25, 0.75], dtype=dtype),
     )
     merged = overlapping.merge(
         shape=TokenShape.full("audio", (1, 1, 1)),
@@ -114,7 +128,7 @@ def test_merging_adds_up_what_reaches_a_token_twice() -> None:
         time_spans=((0.0, 1.5),),
         group_ptr=torch.tensor([0, 2]),
         members=torch.tensor([1, 0]),
-        weights=torch.tensor([0.5, 0.5]),
+        weights=torch.tensor([0.5, 0.5], dtype=dtype),
     )
     assert provenance(overlapping) == [{0: 0.5, 1: 0.5}, {1: 0.25, 2: 0.75}]
     assert provenance(overlapping.select(torch.tensor([1]))) == [{1: 0.25, 2: 0.75}]
