@@ -2,7 +2,9 @@
 
 import inspect
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product, starmap
+from math import ceil
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from token_reduction import (
     build,
     similarity,
 )
+from token_reduction.base import count_kept
 
 few = settings(max_examples=40, deadline=None)
 
@@ -116,6 +119,19 @@ def cases(draw: st.DrawFn) -> tuple[Reducer, TokenShape]:
 def test_the_laws_run_on_every_reducer() -> None:
     needs_weights = {"learned"}  # its own tests bind a scorer
     assert set(single_specs) == set(REDUCERS) - needs_weights
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 10**6) | st.integers(1, 100), st.integers(1, 4), st.data())
+def test_counts_are_those_of_exact_arithmetic_at_any_decimal_rate(
+    num_tokens: int, digits: int, data: st.DataObject
+) -> None:
+    parts = data.draw(st.integers(0, 10**digits - 1))
+    removed = Fraction(parts, 10**digits)
+    left = num_tokens * (1 - removed)
+    expected = max(1, ceil(left - Fraction(1, 2)))
+    for rate in (float(removed), 1 - float(1 - removed)):  # as written, and as computed
+        assert count_kept(num_tokens, rate) == expected
 
 
 @few
