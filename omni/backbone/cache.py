@@ -38,10 +38,14 @@ class MambaState:
     def writable(
         self,
     ) -> tuple[Float[Tensor, "batch window channels"], Float[Tensor, "batch heads head_dim state"]]:
-        """Return both tensors for writing in place, as copies if a snapshot shares them."""
+        """Return both tensors for writing in place.
+
+        They are copied if a snapshot shares them, or if they were made in `torch.inference_mode`,
+        which is off now: PyTorch refuses to write to such tensors.
+        """
         assert self.conv_state is not None
         assert self.ssm_state is not None
-        if self.shared:
+        if self.shared or _is_read_only(self.conv_state) or _is_read_only(self.ssm_state):
             self.conv_state, self.ssm_state = self.conv_state.clone(), self.ssm_state.clone()
             self.shared = False
         return self.conv_state, self.ssm_state
@@ -56,6 +60,10 @@ class MambaState:
         if self.conv_state is not None and self.ssm_state is not None:
             self.conv_state, self.ssm_state = self.conv_state[rows], self.ssm_state[rows]
             self.shared = False
+
+
+def _is_read_only(tensor: Tensor) -> bool:
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +104,8 @@ class AppendLog:
     def _reallocate(self, like: Tensor, needed: int) -> None:
         shape = list(like.shape)
         shape[self.dim] = max(self.capacity, 2 * self.length, needed)
-        data = like.new_empty(shape)
+        with torch.inference_mode(False):  # a buffer that may be written to in either mode
+            data = like.new_empty(shape)
         if self.data is not None:
             data.narrow(self.dim, 0, self.length).copy_(self.view())
         self.data, self.filled = data, [self.length]

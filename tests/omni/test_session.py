@@ -164,6 +164,18 @@ def test_a_dialogue_is_that_of_chat_and_forks_go_their_own_way() -> None:
     assert session.ask("First?").text == session.history[0][1]  # no trace of the dialogue
 
 
+def test_a_session_from_inference_mode_is_any_other() -> None:
+    media = media_of(["image", "audio"])
+    with torch.inference_mode():
+        inside = ASSISTANT.open(*media, **SHORT)
+    outside = ASSISTANT.open(*media, **SHORT)
+    for mine, other in ((inside, outside), (inside.fork(), outside.fork())):
+        for question in QUESTIONS:
+            assert mine.ask(question).text == other.ask(question).text
+            with torch.inference_mode():
+                assert mine.chat(question).text == other.chat(question).text
+
+
 # ---------------------------------------------------------------- ledger and budget
 
 
