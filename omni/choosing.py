@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omni.errors import RequestError, SchemaError
 from omni.grammar import Answer, Grammars
+from omni.options import use_python_numbers
 from omni.schema import read_schema
 
 LEAST_TEMPERATURE = 1e-30  # what is below is nothing in float32
@@ -69,6 +70,7 @@ class GenerationOptions:
         for name, (holds, expected) in bounds.items():
             if not holds:
                 raise RequestError(f"{name} is {getattr(self, name)}; expected {expected}.")
+        use_python_numbers(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

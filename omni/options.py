@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from omni.budget import parse_bytes
 from omni.errors import RequestError
@@ -65,6 +67,7 @@ class MediaOptions:
                 raise RequestError(
                     f"Reduction was given for {modality!r}; expected image, video or audio."
                 )
+        use_python_numbers(self)
 
     @property
     def has_budget(self) -> bool:
@@ -79,6 +82,22 @@ class MediaOptions:
     def max_memory_bytes(self) -> int | None:
         """The memory budget in bytes."""
         return None if self.max_memory is None else parse_bytes(self.max_memory)
+
+
+def use_python_numbers(options: Any) -> None:
+    """Put Python's numbers in the place of NumPy's and others, which JSON does not know.
+
+    Args:
+        options: A frozen dataclass with slots, whose values are checked.
+    """
+    for name in options.__slots__:
+        value = getattr(options, name)
+        if isinstance(value, bool | np.bool_):
+            object.__setattr__(options, name, bool(value))
+        elif isinstance(value, Integral):
+            object.__setattr__(options, name, int(value))
+        elif isinstance(value, Real):
+            object.__setattr__(options, name, float(value))
 
 
 def take(kind: type[Any], options: dict[str, Any]) -> Any:

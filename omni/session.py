@@ -246,7 +246,7 @@ def open_session(
         generation=generation,
         thinking=thinking,
         tools=tools,
-        settings={k: v for k, v in options.items() if k in MediaOptions.__slots__},
+        settings={k: getattr(media_options, k) for k in MediaOptions.__slots__ if k in options},
         media=inputs.media,
     )
     return Session(assistant, opened, prompt.cache.snapshot())

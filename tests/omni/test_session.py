@@ -2,9 +2,12 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -288,6 +291,46 @@ def test_a_loaded_session_is_the_saved_one(tmp_path) -> None:
     assert loaded.chat("Next?").text == session.chat("Next?").text
     with pytest.raises(RequestError, match="no request"):
         loaded.ask("What?").save_report(tmp_path / "report.html")
+
+
+@pytest.fixture
+def no_type_checks() -> Iterator[None]:
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("no_type_checks")  # which users do not have
+def test_numbers_of_numpy_are_those_of_python(tmp_path) -> None:
+    media = media_of(["video", "image"])
+    numbers: dict[str, Any] = {
+        "max_new_tokens": np.int64(8),
+        "temperature": np.float32(0.75),
+        "top_p": np.float16(0.5),
+        "top_k": np.uint8(30),
+        "seed": np.int32(5),
+        "reasoning_budget": np.int16(3),
+        "reasoning_grace": np.uint64(4),
+        "fps": np.float32(2),
+        "num_frames": np.int64(4),
+        "dpi": np.float64(72),
+        "image_tokens": np.int32(20),
+        "max_tokens": np.int64(900),
+        "max_memory": np.int64(2 * 10**8),
+        "audio_in_video": np.bool_(False),
+        "thinking": np.bool_(True),
+    }
+    theirs = ASSISTANT.open(*media, **numbers)
+    mine = ASSISTANT.open(*media, **{name: value.item() for name, value in numbers.items()})
+    assert theirs.opened.generation == mine.opened.generation
+    theirs.save(tmp_path / "a.session")
+    loaded = omni.load_session(tmp_path / "a.session", ASSISTANT)
+    for each in (theirs, loaded):
+        assert each.opened.settings == mine.opened.settings
+        assert all(type(value).__module__ == "builtins" for value in each.opened.settings.values())
+        found, expected = each.ask("What?"), mine.ask("What?")
+        assert (found.text, found.evidence) == (expected.text, expected.evidence)
+        json.dumps(found.ledger.to_dict())
 
 
 @pytest.fixture
