@@ -236,8 +236,8 @@ class HybridModel(HybridPreTrainedModel):
             inputs_embeds: Embeddings in place of ids.
             attention_mask: (batch, seq), True at real positions; padding may be anywhere. With a
                 cache also (batch, past + seq), of which the end is read.
-            segment_ids: (batch, seq), packed sequences: a new value starts a new sequence, which
-                sees nothing of the one before. Not together with `cache`.
+            segment_ids: (batch, seq), packed sequences: a new value, at padding too, starts a new
+                sequence, which sees nothing of the one before. Not together with `cache`.
             cache: Memory of earlier positions, brought up to date in place. It carries no
                 gradients, so the call runs without them.
             logits_to_keep: Return only the last so many positions; 0 returns all.
@@ -323,7 +323,8 @@ class HybridModel(HybridPreTrainedModel):
                 f"segment_ids has shape {tuple(segment_ids.shape)}, but the input is "
                 f"{(batch, seq)}: give one id per position."
             )
-        return rows, number_runs(rows.sort_ids(segment_ids))
+        # Numbered first: sorting brings together equal ids that padding of another id kept apart.
+        return rows, number_runs(rows.sort_ids(number_runs(segment_ids)))
 
 
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):

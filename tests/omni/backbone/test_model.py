@@ -101,6 +101,25 @@ def test_packed_rows_may_be_padded(model, ids):
     torch.testing.assert_close(found[1, :4], model(ids[1:2, :4]).logits[0], **EXACT)
 
 
+@pytest.mark.parametrize(
+    ("segments", "mask"),
+    [
+        ([0, 0, 0, 9, 9, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]),  # between two
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]),  # inside of one
+        ([0, 4, 4, 0, 4, 4, 7, 4, 4, 4, 0], [0, 1, 1, 0, 0, 1, 0, 0, 1, 1, 0]),
+        ([1, 2, 1, 2, 2, 1, 1, 2, 2, 2, 2], [1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 1]),
+    ],
+)
+def test_padding_neither_joins_nor_parts_packed_sequences(model, ids, segments, mask):
+    packed, real = torch.tensor(segments), torch.tensor(mask).bool()
+    found = model(ids[:1], segment_ids=packed[None], attention_mask=real[None]).logits[0]
+    lengths = packed.unique_consecutive(return_counts=True)[1].tolist()
+    parts = (tensor.split(lengths) for tensor in (ids[0], found, real))
+    for row, at, own in zip(*parts, strict=True):
+        if own.any():
+            torch.testing.assert_close(at[own], model(row[own][None]).logits[0], **EXACT)
+
+
 def test_later_tokens_do_not_change_earlier_logits(model, ids):
     changed = ids.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 40
