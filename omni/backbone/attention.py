@@ -44,7 +44,7 @@ class Mask:
     def queries_at_once(self, device: torch.device) -> int:
         """How many queries to take at a time so that their mask is not too large."""
         keys = self.key_mask if self.key_mask is not None else self.segment_ids
-        batch = 1 if keys is None else keys.shape[0]
+        batch = 1 if keys is None else max(keys.shape[0], 1)
         size = MAX_CPU_MASK_SIZE if device.type == "cpu" else MAX_MASK_SIZE
         return max(size // (batch * (self.past + self.seq)), 1)
 
@@ -163,7 +163,7 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, enable_gqa=has_groups
             )
-        if q.device.type == "cpu" and mask.lengths is not None:
+        if q.device.type == "cpu" and mask.lengths:  # without rows there are none
             return self._attend_apart(q, k, v, mask.lengths)
         outputs = []
         for start in range(0, q.shape[2], step := mask.queries_at_once(q.device)):

@@ -316,12 +316,13 @@ def ssd_step(
     Returns:
         The output of the position, in the dtype of `x`.
     """
-    groups = B.shape[1]
+    (batch, heads, head_dim), groups = x.shape, B.shape[1]
     dtype = state.dtype
     dt = dt.to(dtype)
-    scaled = (x.to(dtype) * dt[..., None]).view(x.shape[0], groups, -1, 1)  # (b, g, r p, 1)
+    sizes = (batch, groups, heads // groups * head_dim)  # (b, g, r p); no -1, for there may be no b
+    scaled = (x.to(dtype) * dt[..., None]).view(*sizes, 1)
     state.mul_((dt * A.to(dtype)).exp_()[..., None, None])
-    grouped = state.view(*scaled.shape[:3], -1)  # (b, g, r p, n)
+    grouped = state.view(*sizes, state.shape[-1])
     grouped.addcmul_(scaled, B.to(dtype).unsqueeze(2))
     # C S^T rather than S C: the same product, but several times faster on a CPU
     y = torch.bmm(C.to(dtype).flatten(0, 1).unsqueeze(1), grouped.flatten(0, 1).transpose(1, 2))

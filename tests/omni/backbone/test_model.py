@@ -120,6 +120,28 @@ def test_padding_neither_joins_nor_parts_packed_sequences(model, ids, segments, 
             torch.testing.assert_close(at[own], model(row[own][None]).logits[0], **EXACT)
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("seq", [1, 11])
+def test_no_rows_give_no_rows_and_no_gradient(model, seq, is_masked, is_packed):
+    ids = torch.zeros(0, seq, dtype=torch.long)
+    logits = model(
+        ids,
+        attention_mask=torch.ones_like(ids) if is_masked else None,
+        segment_ids=ids if is_packed else None,
+    ).logits
+    assert logits.shape == (0, seq, 40)
+    gradients = torch.autograd.grad(logits.sum(), list(model.parameters()))
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_a_cache_of_no_rows_goes_on(model):
+    ids, cache = torch.zeros(0, 11, dtype=torch.long), model.new_cache()
+    for part in ids.split([4, 1, 1, 5], dim=1):
+        assert model(part, cache=cache).logits.shape == (*part.shape, 40)
+    assert cache.get_seq_length() == 11
+
+
 def test_later_tokens_do_not_change_earlier_logits(model, ids):
     changed = ids.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 40
