@@ -9,6 +9,7 @@ from omni.batching.journal import Journal
 from omni.batching.lots import Task
 from omni.batching.output import as_line, sidecar
 from omni.batching.summary import Summary
+from omni.errors import RequestError
 from omni.reply import Reply
 
 RESULT = ("answer", "parsed", "finish_reason", "reasoning", "tokens", "error")
@@ -26,7 +27,7 @@ class Results:
         forget_errors: As in `Journal`.
 
     Raises:
-        RequestError: As from `Journal`.
+        RequestError: As from `Journal`, or the timings cannot be written.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Results:
         self.journal = Journal(file, forget_errors=forget_errors)
         self.timings: IO[bytes] | None = None
         if out is not None:
-            self.timings = sidecar(out, "timings").open("ab")
+            self.timings = self._open(sidecar(out, "timings"))
         self.provenance, self.summary = provenance, summary
         self.lock = threading.Lock()
 
@@ -85,6 +86,15 @@ class Results:
         self.journal.close()
         if self.timings is not None:
             self.timings.close()
+
+    def _open(self, path: Path) -> IO[bytes]:
+        try:
+            return path.open("ab")
+        except OSError as error:
+            self.journal.close()  # which stays locked otherwise, for as long as the error is held
+            raise RequestError(
+                f"{path}: cannot be written ({error.strerror}); choose another --out."
+            ) from error
 
     def _count(self) -> None:
         with self.lock:

@@ -162,7 +162,15 @@ class BatchRun(Iterator[dict[str, Any]]):
             check_format(file)
         # The journal first: it refuses a file that another run is writing.
         self.results = Results(file, provenance, self.summary, forget_errors=retry_errors)
-        self.writer: Writer | None = None if file is None else open_writer(file)
+        self.writer: Writer | None = None
+        if file is not None:
+            try:
+                self.writer = open_writer(file)
+            except OSError as error:
+                self.results.close()  # which unlocks the journal
+                raise RequestError(
+                    f"{file}: cannot be written ({error.strerror or error}); choose another --out."
+                ) from error
         settings = settings_of(media, generation)
         settings |= {name: options.get(name) for name in ("thinking", "tools")}
         self.tasks = TaskSource(

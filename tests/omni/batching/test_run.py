@@ -588,6 +588,20 @@ def test_a_file_that_no_batch_wrote_is_never_written_over(folder, assistant, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["items.jsonl"]
 
 
+@pytest.mark.parametrize("out", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.journal.jsonl", "a.timings.jsonl", ".{out}.partial"])
+def test_a_run_that_cannot_write_says_so_and_locks_nothing(folder, assistant, tmp_path, name, out):
+    out = tmp_path / out
+    blocked = tmp_path / name.format(out=out.name)
+    blocked.mkdir()
+    options = {"assistant": assistant, "out": out, **SHORT}
+    with pytest.raises(RequestError, match=r"cannot be written \(.*choose another --out") as held:
+        BatchRun(folder / "picture0.png", QUESTIONS, **options)
+    blocked.rmdir()
+    assert len(list(BatchRun(folder / "picture0.png", QUESTIONS, **options))) == len(QUESTIONS)
+    assert held  # and with it what it came through
+
+
 def test_files_without_a_question_are_refused_at_once(folder, assistant):
     with pytest.raises(RequestError, match="There is no question for these files"):
         BatchRun(folder, assistant=assistant, expand=True)
