@@ -12,7 +12,7 @@ from omni.adapters import load_adapter, read_adapter
 from omni.answer_stream import AnswerStream, make_request_ledger
 from omni.backbone.native.library import start_building
 from omni.budget import parse_bytes
-from omni.checkpoint import resolve_checkpoint
+from omni.checkpoint import EMBEDDED_MODELS, resolve_checkpoint
 from omni.choosing import GenerationOptions, Vocabulary
 from omni.footprint import Runtime
 from omni.generation import generate
@@ -29,7 +29,7 @@ from omni.shared_prompts import prefill_lots
 from omni.text_reader import TextReader
 
 EMBEDDED_MODEL = "omni-tiny"
-EMBEDDED_PATH = Path(__file__).parent / "weights" / EMBEDDED_MODEL
+EMBEDDED_PATH = EMBEDDED_MODELS / EMBEDDED_MODEL
 
 
 class Assistant:

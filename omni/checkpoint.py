@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ __all__ = ["materialise", "read_config", "resolve_checkpoint", "save_checkpoint"
 # Everything a checkpoint consists of, and no code and no pickles.
 DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+EMBEDDED_MODELS = Path(__file__).parent / "weights"
+"""The models that come with the package, a folder each."""
 PUBLISHED_ARCHITECTURE = "NemotronH_Omni_Reasoning_V3"
 
 
@@ -56,7 +59,7 @@ def resolve_checkpoint(
     """Find a checkpoint directory, downloading a hub id when that is allowed.
 
     Args:
-        path_or_id: A directory, or a hub id such as `nvidia/...`.
+        path_or_id: A directory, the name of an embedded model, or a hub id such as `nvidia/...`.
         revision: Branch, tag or commit of a hub id.
         local_files_only: Use only what was downloaded before. None follows the settings of
             huggingface_hub (`HF_HUB_OFFLINE`).
@@ -67,7 +70,8 @@ def resolve_checkpoint(
         A local directory.
 
     Raises:
-        CheckpointError: Neither a directory nor a repository that can be had.
+        CheckpointError: Neither a directory nor an embedded model, nor a repository that can be
+            had.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
@@ -78,9 +82,15 @@ def resolve_checkpoint(
             f"Give {path.parent}."
         )
     name = str(path_or_id)
+    embedded = sorted(config.parent.name for config in EMBEDDED_MODELS.glob("*/config.json"))
+    if path_or_id in embedded:  # no Path: that is a folder
+        return EMBEDDED_MODELS / name
+    is_bare = isinstance(path_or_id, str) and path.name == name
+    hint = _name_embedded(name, embedded) if is_bare else ""
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(
-            f"{name}: no such directory, and not a hub id of the form owner/name. Check the path."
+            f"{hint}{name}: no such directory, and not a hub id of the form owner/name. Check the "
+            "path."
         )
     try:
         return Path(
@@ -95,21 +105,29 @@ def resolve_checkpoint(
         )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise CheckpointError(
-            f"{name!r} is neither a directory here nor a repository on the hub"
+            f"{hint}{name!r} is neither a directory here nor a repository on the hub"
             f"{f' with revision {revision!r}' if revision else ''} ({_first_line(error)}). Check "
             "the spelling; for private or gated repositories log in with `hf auth login`."
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(
-            f"{name!r} is not a directory here and was not downloaded before, and the hub is "
-            "not reachable or switched off (local_files_only, HF_HUB_OFFLINE). Either give the "
+            f"{hint}{name!r} is not a directory here and was not downloaded before, and the hub "
+            "is not reachable or switched off (local_files_only, HF_HUB_OFFLINE). Either give the "
             f"path of a local copy, or go online once: hf download {name}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{name!r} could not be downloaded ({_first_line(error)}). Try again, or give the "
-            "path of a local copy."
+            f"{hint}{name!r} could not be downloaded ({_first_line(error)}). Try again, or give "
+            "the path of a local copy."
         ) from error
+
+
+def _name_embedded(name: str, embedded: list[str]) -> str:
+    """What to say first of a name without an owner: which models need neither folder nor hub."""
+    known = ", ".join(map(repr, embedded))
+    if get_close_matches(name.lower(), embedded, cutoff=0.5):
+        return f"There is no embedded model {name!r}; did you mean {known}? "
+    return f"There is no embedded model {name!r}, only {known}. "
 
 
 def read_config(directory: str | Path) -> OmniConfig:

@@ -13,7 +13,13 @@ from transformers.models.nemotron_h_omni.modeling_nemotron_h_omni import (
     NemotronH_Omni_Reasoning_V3,
 )
 
-from omni.checkpoint import materialise, read_config, resolve_checkpoint, save_checkpoint
+from omni.checkpoint import (
+    EMBEDDED_MODELS,
+    materialise,
+    read_config,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 from omni.config import OmniConfig
 from omni.errors import CheckpointError, ConfigError, NotEnoughMemoryError, RequestError
 from omni.weights_files import stored_tensors
@@ -366,6 +372,28 @@ def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(path):
 def test_offline_a_hub_id_is_answered_with_both_ways(tmp_path):
     with pytest.raises(CheckpointError, match=r"local copy, or go online once: hf download a/b"):
         resolve_checkpoint("a/b", local_files_only=True, cache_dir=tmp_path)
+
+
+def test_a_name_without_an_owner_is_answered_with_the_embedded_models_first(tmp_path):
+    def find(name):
+        return resolve_checkpoint(name, local_files_only=True, cache_dir=tmp_path)
+
+    embedded = [folder.name for folder in EMBEDDED_MODELS.iterdir()]
+    for known in embedded:
+        assert find(known) == EMBEDDED_MODELS / known
+        with pytest.raises(CheckpointError, match=f"^'{known}' is not a directory here"):
+            find(Path(known))  # a path is a folder
+        for name in (known.upper(), known.replace("-", "_"), known.replace("-", " "), known[1:]):
+            with pytest.raises(CheckpointError, match=f"^There is no .*{name}'; did.*'{known}'"):
+                find(name)
+    with pytest.raises(CheckpointError, match=r"no embedded model 'tiny'; did you .*'omni-tiny'\?"):
+        find("tiny")
+    with pytest.raises(
+        CheckpointError, match=r"no embedded model 'gpt5', only 'omni-tiny'. 'gpt5'"
+    ):
+        find("gpt5")
+    with pytest.raises(CheckpointError, match=r"^'a/tiny' is not a directory here"):
+        find("a/tiny")
 
 
 def test_a_downloaded_hub_id_is_found_offline(saved, tmp_path):
