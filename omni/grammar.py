@@ -28,13 +28,14 @@ from omni.schema import check_keywords, literals_of, narrow, parts_of
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+MAX_GRAMMARS = 64  # kept of one tokenizer; the smallest take 65 kB each (measured)
 LONGEST_ENDING = 4_096  # tokens; a schema whose shortest answer is longer is refused
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ESCAPES = '"\\bfnrt'  # \uXXXX would let a key come twice in two spellings
 
 
 class Grammars:
-    """The grammars of one tokenizer; each schema is compiled once.
+    """The grammars of one tokenizer, of which those used last are kept. Threads may share it.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -55,11 +56,15 @@ class Grammars:
                 valid for it.
         """
         text = json.dumps(schema)  # the order of properties is that of the answer
-        if text not in self.compiled:
+        grammar = self.compiled.pop(text, None)
+        if grammar is None:
             given = json.loads(text)
             check_keywords(given)
-            self.compiled[text] = Grammar(given, self._bytes())
-        return self.compiled[text]
+            grammar = Grammar(given, self._bytes())
+        self.compiled[text] = grammar  # behind those that were used before it
+        for oldest in list(self.compiled)[:-MAX_GRAMMARS]:
+            self.compiled.pop(oldest, None)  # unless another thread was first
+        return grammar
 
     def _bytes(self) -> Bytes:
         if self.bytes is None:

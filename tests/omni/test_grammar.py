@@ -2,6 +2,7 @@
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from omni.assistant import EMBEDDED_PATH, Assistant
 from omni.choosing import GenerationOptions
 from omni.errors import SchemaError
-from omni.grammar import Grammars
+from omni.grammar import MAX_GRAMMARS, Grammars
 from omni.processor import OmniProcessor
 from tests.support import tiny_omni
 
@@ -153,6 +154,30 @@ def test_parts_that_cannot_be_kept_are_named():
     for pointer, schema in bad.items():
         with pytest.raises(SchemaError, match=f"cannot be kept at {pointer}, "):
             GRAMMARS["bytes"].compile(schema)
+
+
+def test_only_the_grammars_used_last_are_kept_and_answers_stay_right():
+    schemas = [{"type": "array", "items": {"const": n}, "minItems": 1} for n in range(200)]
+    grammars = Grammars(TOKENIZERS["bytes"], STOP)
+    first = grammars.compile(schemas[0])
+    for schema in schemas:
+        shortest = grammars.compile(schema).shortest
+        assert_valid(TOKENIZERS["bytes"].decode(shortest), schema)
+        assert grammars.compile(schemas[0]) is first  # in use all the time
+        assert len(grammars.compiled) <= MAX_GRAMMARS
+    assert list(grammars.compiled) == [json.dumps(s) for s in (*schemas[137:], schemas[0])]
+
+
+def test_threads_share_grammars_of_more_schemas_than_are_kept():
+    grammars = Grammars(TOKENIZERS["bytes"], STOP)
+
+    def answer(number):
+        schema = {"const": f"number {number % (MAX_GRAMMARS + 20)}"}
+        assert_valid(TOKENIZERS["bytes"].decode(grammars.compile(schema).shortest), schema)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(answer, range(500)))
+    assert len(grammars.compiled) <= MAX_GRAMMARS
 
 
 def test_a_schema_without_an_end_is_refused():
