@@ -20,23 +20,28 @@ from omni.settings import ProcessorSettings
 
 # M Mamba-2, E experts, * attention. Attention comes after a Mamba layer, which tells it how far an
 # answer has got, and experts come last, where what was looked up is turned into a token.
-PATTERN = "MEM*EM*E"
+PATTERN = "MEM*EM*E*E"
+KEY_VALUE_HEADS = 4
 
 _IDS = {token: i for i, token in SPECIAL_TOKENS.items()}
 
 
-def text_config(vocab_size: int) -> NemotronHConfig:
+def text_config(
+    vocab_size: int, pattern: str = PATTERN, key_value_heads: int = KEY_VALUE_HEADS
+) -> NemotronHConfig:
     """Return the configuration of the decoder.
 
     Args:
         vocab_size: Tokens of the tokenizer.
+        pattern: Kinds of its layers.
+        key_value_heads: Heads of keys and values, for four of queries.
     """
     return NemotronHConfig(
         vocab_size=vocab_size,
         hidden_size=256,
-        hybrid_override_pattern=PATTERN,
+        hybrid_override_pattern=pattern,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=key_value_heads,
         head_dim=64,
         mamba_num_heads=8,
         mamba_head_dim=64,
