@@ -19,7 +19,8 @@ from omni.model import OmniModel
 from omni.settings import ProcessorSettings
 
 # M Mamba-2, E experts, * attention. Attention comes after a Mamba layer, which tells it how far an
-# answer has got, and experts come last, where what was looked up is turned into a token.
+# answer has got, and experts come last, where what was looked up is turned into a token. The last
+# round of both was added to weights that had been trained without it (`finetune.tiny.grow`).
 PATTERN = "MEM*EM*E*E"
 KEY_VALUE_HEADS = 4
 

@@ -26,7 +26,7 @@ def test_the_embedded_model_says_what_its_card_says() -> None:
     models = Models()
     loaded = models.get()
     assert loaded is models.get(models.default)
-    assert loaded.title.startswith("omni-tiny · 11.3 million parameters")
+    assert loaded.title.startswith("omni-tiny · 12.7 million parameters")
     assert "**not** a general assistant" in loaded.summary
     card = (EMBEDDED_PATH / "README.md").read_text()
     for section in ("What it can do, measured", "What it cannot do", "Some of its mistakes"):
