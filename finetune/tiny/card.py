@@ -83,10 +83,11 @@ LIMITS = """## What it cannot do
 - It reads short lines, alone or several pictures one after the other. Strips with more than a dozen
   letters it begins well and then loses its place; after several pictures it may not stop. Hollow
   letters, and letters cut out of boxes, it does not read.
-- Of small drawn pages it copies a named value in not quite three of five cases rightly, a title or
-  cell in two of three, and says before each what it goes with (`Total: 12.50`). No picture has
-  more than 256 tokens, so whole receipts and pages of real documents are too small to be read.
-  Counting pages was measured on drawn pages of text; it has seen pictures among them in training.
+- Of small drawn pages it copies a named value in three of five cases rightly, a title or cell in
+  two of three, of larger ones a value or cell in not quite one of two, and says before each what it
+  goes with (`Total: 12.50`). No picture has more than 256 tokens, so whole receipts and pages of
+  real documents are too small to be read. Counting pages was measured on drawn pages of text; it
+  has seen pictures among them in training.
 - Words were spoken alone, in at most three seconds; digits also in sequences of two to four.
 """
 
