@@ -101,7 +101,8 @@ def test_the_page_that_was_read_is_the_source_of_what_was_read(question, read):
     assert strongest in read
     assert supports[strongest].is_source
     # A page more or less can change how many lines there are; what they say is from the one read.
-    assert all(supports[strongest].times > 20 * supports[i].times for i in {0, 1, 2} - read)
+    # A blue circle is a good guess without its page too: one of nine.
+    assert all(supports[strongest].times > 5 * supports[i].times for i in {0, 1, 2} - read)
 
 
 def test_an_empty_answer_comes_from_nowhere():
